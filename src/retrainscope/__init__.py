@@ -1,0 +1,24 @@
+"""Which layers must be retrained for data a network does not know, and which can stay frozen?"""
+
+from retrainscope.decoding import LayerDecoderProbe
+from retrainscope.finetuning import train_only
+from retrainscope.inversion import GradientInverter
+from retrainscope.layers import Layers, find_layers
+from retrainscope.recommendation import LayerAdvice, Recommendation, recommend_layers
+from retrainscope.scores import LayerScores
+from retrainscope.spread import ActivationSpread
+from retrainscope.tracing import trace_layers
+
+__all__ = [
+    "ActivationSpread",
+    "GradientInverter",
+    "LayerAdvice",
+    "LayerDecoderProbe",
+    "LayerScores",
+    "Layers",
+    "Recommendation",
+    "find_layers",
+    "recommend_layers",
+    "trace_layers",
+    "train_only",
+]

@@ -1,0 +1,200 @@
+"""`LayerEstimator`: the contract of everything that scores layers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from retrainscope.batches import Batch, Batches, Inputs, Label, as_batches, input_shapes
+from retrainscope.exceptions import InvalidDataError
+from retrainscope.layers import layers_of
+from retrainscope.moments import ClassMoments, class_means, half_samples
+from retrainscope.scores import LayerScores, Measured
+from retrainscope.tracing import borrow, model_place
+
+__all__ = [
+    "N_RESAMPLES",
+    "LayerEstimator",
+    "check_class_counts",
+    "check_same_shape",
+    "measured_errors",
+    "reference_inputs",
+]
+
+N_RESAMPLES = 400
+_NEGLIGIBLE = 0.01
+
+
+class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
+    """Base class of the estimators: what they share, and what each must bring.
+
+    An estimator is made for one model. ``fit(known)`` measures the known data, and learns from it what it
+    has to; ``score_layers(unknown)`` measures the unknown data and returns the needs. A subclass brings
+    `_measure_known` and `_score`. The model is only borrowed: after
+    any call, also one that fails, it is bit for bit what it was.
+
+    Attributes
+    ----------
+    layers_ : Layers
+        The layers measured, the head, and what each owns.
+    """
+
+    model: nn.Module
+    layers: Iterable[str] | None
+    head: str | None
+    input_layer: str | None
+    batch_size: int
+    device: str | torch.device | None
+    random_state: int | np.random.RandomState | None
+    progress: bool | None
+
+    def __sklearn_clone__(self) -> Self:
+        # A clone is for the same model; scikit-learn's own would copy the network.
+        return type(self)(**self.get_params(deep=False))
+
+    def fit(self, known: Any) -> Self:
+        """Measure the known data and learn from it.
+
+        Parameters
+        ----------
+        known : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
+            Data that the model knows, best of all data it was not trained on: on its training data
+            a network looks better than it is.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InvalidDataError, LayerNotFoundError, UnsupportedModelError
+            Before any work, where data or layers do not fit.
+        """
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        batches = self._batches(known, "known", seed)
+        with borrow(self.model, device=self.device, seed=seed) as model:
+            first = batches.first()
+            layers = layers_of(model, first, layers=self.layers, head=self.head, input_layer=self.input_layer)
+            if self.input_layer is None:
+                reference_inputs(first.inputs)
+            self._seed, self._input_shapes, self.layers_ = seed, input_shapes(first.inputs), layers
+            self._measure_known(model, batches)
+        return self
+
+    def score_layers(self, unknown: Any) -> LayerScores:
+        """Measure the unknown data and compare it with the known.
+
+        Parameters
+        ----------
+        unknown : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
+            Of the same shape as the known data. Its labels are used only if both have labels.
+
+        Returns
+        -------
+        LayerScores
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        InvalidDataError
+            Before any work, where the data does not fit.
+        """
+        check_is_fitted(self, "layers_")
+        batches = self._batches(unknown, "unknown", self._seed)
+        with borrow(self.model, device=self.device, seed=self._seed) as model:
+            check_same_shape(self._input_shapes, batches.first())
+            rng = np.random.default_rng(self._seed)
+            return self._score(model, batches, rng)
+
+    @abstractmethod
+    def _measure_known(self, model: nn.Module, batches: Batches) -> None:
+        """Set the fitted attributes from the known data."""
+
+    @abstractmethod
+    def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
+        """Measure the unknown data and compare it with the known; rng is for the resampling."""
+
+    def _batches(self, data: Any, name: str, seed: int) -> Batches:
+        home, dtype = model_place(self.model)
+        device = home if self.device is None else torch.device(self.device)
+        return as_batches(data, name=name, batch_size=self.batch_size, device=device, dtype=dtype, seed=seed % 2**32)
+
+
+def reference_inputs(inputs: Inputs) -> Tensor:
+    """Return the floating inputs as one tensor of shape (n_samples, ...), or ask for an input layer."""
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return inputs
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not floating:
+        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        raise InvalidDataError(
+            f"The inputs must be floating-point numbers. Got {kinds} instead. Convert images with .float(); for "
+            "token ids name the embedding with input_layer=."
+        )
+    if len(floating) == 1:
+        return floating[0]
+    return torch.cat([tensor.flatten(start_dim=1) for tensor in floating], dim=1)
+
+
+def check_same_shape(expected: dict[str, tuple[int, ...]], unknown: Batch) -> None:
+    """Refuse unknown data of another shape than the known."""
+    got = input_shapes(unknown.inputs)
+    if got != expected:
+        raise InvalidDataError(
+            f"The known and unknown samples must have the same shape. Got {_plain(expected)} and {_plain(got)}."
+        )
+
+
+def check_class_counts(classes: tuple[Label, ...], counts: NDArray[np.float64], name: str, least: int = 2) -> None:
+    """Refuse classes that are too small to be measured."""
+    small = [(label, int(n)) for label, n in zip(classes, counts, strict=True) if n < least]
+    if small:
+        label, n = small[0]
+        more = f", and {len(small) - 1} more classes are as small" if len(small) > 1 else ""
+        which = "data has" if label is None else f"class {label!r} has"
+        raise InvalidDataError(
+            f"The {name} {which} {n} sample{'' if n == 1 else 's'}{more}; at least {least} a class are needed. Add "
+            "samples, or leave the class out."
+        )
+
+
+def measured_errors(
+    errors: ClassMoments, n_layers: int, name: str, rng: np.random.Generator, *, input_variance: float
+) -> Measured:
+    """Turn errors per sample into a measure.
+
+    Parameters
+    ----------
+    errors : ClassMoments
+        Of 2 * n_layers features: the errors with the model, then those with the control.
+    n_layers : int
+    name : str
+        ``"known"`` or ``"unknown"``, for error messages.
+    rng : numpy.random.Generator
+        For the resampling.
+    input_variance : float
+        Variance of the known inputs, summed over their elements. An error of a hundredth of it counts as
+        none: needs compare errors with that added.
+    """
+    check_class_counts(errors.classes, errors.class_counts, name)
+    means = class_means(errors, half_samples(errors.counts, N_RESAMPLES, rng))
+    return Measured(
+        values=means[..., :n_layers],
+        reference=means[..., n_layers:],
+        classes=errors.classes,
+        n_samples=int(errors.counts.sum()),
+        floor=_NEGLIGIBLE * input_variance,
+    )
+
+
+def _plain(shapes: dict[str, tuple[int, ...]]) -> str:
+    return str(shapes[""]) if list(shapes) == [""] else str(shapes)

@@ -1,0 +1,319 @@
+"""`LayerDecoderProbe`: rebuild the input from a layer's activations with a decoder trained on known data."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from retrainscope.base import LayerEstimator, check_class_counts, measured_errors, reference_inputs
+from retrainscope.batches import Batch, Batches, Label
+from retrainscope.control import untrained_copy
+from retrainscope.decoders import Standardise, build_decoder
+from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError
+from retrainscope.moments import ClassMoments, GroupCounter, moments_of
+from retrainscope.progress import progress_bar
+from retrainscope.scores import LayerScores, score
+from retrainscope.tracing import borrow, run_layers
+
+__all__ = ["LayerDecoderProbe"]
+
+_LEAST_PER_CLASS = 5
+_MODEL, _CONTROL = "model", "control"
+
+
+class LayerDecoderProbe(LayerEstimator):
+    """Score layers by how badly a decoder that learnt on known data rebuilds unknown data from them.
+
+    For every layer a decoder is trained to rebuild the input from the layer's activations, on known data
+    alone, the model frozen. Measured is the squared error of a sample; its reference is the error of the same
+    decoder trained on the control, a network of the same architecture that was never trained. The known
+    data is measured on samples that no decoder saw.
+
+    All decoders, those of the control too, learn from one forward pass of each network a batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The trained network. It is only borrowed.
+    layers, head, input_layer
+        What to measure; see `find_layers`. With `input_layer`, its output is what is rebuilt.
+    decoder : callable (activation_shape, input_shape) -> nn.Module, optional
+        Makes the decoders; both shapes are those of one sample. None builds up-convolutions for maps,
+        linear layers for vectors.
+    max_epochs : int
+        Passes over the known data to train the decoders, with Adam and a cosine schedule.
+    learning_rate : float
+        Adam's.
+    holdout : float
+        The share of each known class that is measured, not learnt from.
+    batch_size : int
+        Samples a training step, for data that is not batched: unlike elsewhere it changes the result.
+    device : device, optional
+        Where to measure; None: where the model lies.
+    random_state : int, RandomState or None
+        For the split, the decoders, the control's weights and the resampling.
+    progress : bool or None
+        None shows a bar on a terminal only.
+
+    Attributes
+    ----------
+    layers_ : Layers
+        The layers measured.
+    decoders_ : dict of str to nn.ModuleList
+        The trained decoders: ``decoders_["model"][i]`` for ``layers_.names[i]``, and ``decoders_["control"]``.
+    losses_ : ndarray of shape (max_epochs, n_layers)
+        Mean squared error of the model's decoders in training, in units of the input's variance.
+    known_errors_ : ClassMoments
+        Errors of the held-out known samples: of each layer with the model, then with the control.
+
+    References
+    ----------
+    Experiment 3 of R. D. Sharma, "Better techniques for transfer learning".
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> X, y = torch.randn(100, 4), torch.arange(100) % 2
+    >>> probe = rs.LayerDecoderProbe(model, max_epochs=5, random_state=0).fit((X, y))
+    >>> probe.reconstruct(X[:3], "0").shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Iterable[str] | None = None,
+        head: str | None = None,
+        input_layer: str | None = None,
+        decoder: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] | None = None,
+        max_epochs: int = 30,
+        learning_rate: float = 2e-3,
+        holdout: float = 0.2,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.head = head
+        self.input_layer = input_layer
+        self.decoder = decoder
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.holdout = holdout
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    def reconstruct(self, X: Any, layer: str, *, control: bool = False) -> Tensor:
+        """Rebuild inputs from the activations of a layer.
+
+        Parameters
+        ----------
+        X : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
+        layer : str
+            One of ``layers_.names``.
+        control : bool
+            Whether to use the untrained control and its decoder instead.
+
+        Returns
+        -------
+        Tensor of shape (n_samples, ...)
+            In the order of X.
+        """
+        check_is_fitted(self, "layers_")
+        if layer not in self.layers_.names:
+            raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
+        rebuilt: list[Tensor] = []
+        kind, place = (_CONTROL if control else _MODEL), self.layers_.names.index(layer)
+        batches = self._batches(X, "given", self._seed)
+        with borrow(self.model, device=self.device, seed=self._seed) as model, torch.no_grad():
+            network = self._control(model) if control else model
+
+            def decode(_: str, output: Tensor) -> None:
+                rebuilt.append(self._target.undo(self.decoders_[kind][place](output)).cpu())
+
+            for batch in progress_bar(batches, what=f"decoding {layer}", progress=self.progress):
+                run_layers(network, batch.inputs, [layer], decode)
+        return torch.cat(rebuilt)
+
+    def _measure_known(self, model: nn.Module, batches: Batches) -> None:
+        if not isinstance(self.max_epochs, int) or self.max_epochs < 1:
+            raise InvalidDataError(f"The 'max_epochs' parameter must be a positive integer. Got {self.max_epochs!r}.")
+        if not 0 < self.holdout < 1:
+            raise InvalidDataError(f"The 'holdout' parameter must lie between 0 and 1. Got {self.holdout!r}.")
+        labels = [label for batch in batches for label in batch.labels or (None,) * len(batch)]
+        fitted, held_out = _split_positions(labels, self.holdout, np.random.default_rng(self._seed))
+        networks = {_MODEL: model, _CONTROL: self._control(model)}
+        self._prepare(networks, batches.subset(fitted))
+        self._train(networks, batches, fitted, labels)
+        self.known_errors_ = self._errors(networks, batches.subset(held_out))
+
+    def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
+        networks = {_MODEL: model, _CONTROL: self._control(model)}
+        known, unknown = self.known_errors_, self._errors(networks, batches)
+        labelled = None not in known.classes and None not in unknown.classes
+        if not labelled:
+            known, unknown = known.pooled(), unknown.pooled()
+        n_layers = len(self.layers_.names)
+        return score(
+            measured_errors(known, n_layers, "known", rng, input_variance=self._input_variance),
+            measured_errors(unknown, n_layers, "unknown", rng, input_variance=self._input_variance),
+            layers=self.layers_.names,
+            labelled=labelled,
+            estimator=type(self).__name__,
+            measure="squared error of the decoded input",
+            unit="input units squared, summed",
+            reference_name="control",
+        )
+
+    def _control(self, model: nn.Module) -> nn.Module:
+        return untrained_copy(model, seed=self._seed, keep=self.input_layer)
+
+    def _prepare(self, networks: dict[str, nn.Module], fitted: Batches) -> None:
+        """Measure the scales of the input and of all activations in one pass, and build the decoders."""
+        first = self._observe(networks, fitted.first(), lambda *_: None)
+        self._target = Standardise(first.shape[1:], by_channel=False)
+        shapes = [self.layers_.shapes[name] for name in self.layers_.names]
+        scales = {kind: [Standardise(shape) for shape in shapes] for kind in networks}
+        for batch in fitted:
+            target = self._observe(networks, batch, lambda kind, place, output: scales[kind][place].update(output))
+            self._target.update(target)
+        self._target.finish()
+        self._input_variance = float(self._target.std.square()) * first[0].numel()
+        make = self.decoder or build_decoder
+        chains: dict[str, list[nn.Module]] = {kind: [] for kind in networks}
+        for place, shape in enumerate(shapes):
+            for kind in networks:
+                torch.manual_seed(self._seed)  # the same start for a layer's two decoders
+                scales[kind][place].finish()
+                chains[kind].append(nn.Sequential(scales[kind][place], make(shape, tuple(first.shape[1:]))))
+        self.decoders_ = {kind: nn.ModuleList(chains[kind]).to(first.device) for kind in networks}
+        self._target.to(first.device)
+
+    def _train(
+        self, networks: dict[str, nn.Module], batches: Batches, fitted: NDArray[np.int64], labels: list[Label]
+    ) -> None:
+        """Train all decoders together; each has its own weights, so each learns as if alone."""
+        decoders = nn.ModuleList(self.decoders_.values()).train()
+        optimizer = torch.optim.Adam(decoders.parameters(), lr=self.learning_rate)
+        n_steps = self.max_epochs * -(-len(fitted) // self.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
+        n_layers, losses = len(self.layers_.names), []
+        with progress_bar(what="training decoders", progress=self.progress, total=self.max_epochs) as bar:
+            for epoch in range(self.max_epochs):
+                summed = torch.zeros(n_layers)
+                for batch in batches.subset(fitted, order_seed=self._seed + epoch):
+                    _check_order(batch, labels)
+                    found = self._losses(networks, batch)
+                    loss = torch.stack([*found[_MODEL], *found[_CONTROL]]).sum()
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    schedule.step()
+                    summed += torch.stack(found[_MODEL]).detach().cpu() * len(batch)
+                losses.append(summed / len(fitted))
+                if not torch.isfinite(losses[-1]).all():
+                    raise NonFiniteError(
+                        f"The decoders diverged in epoch {epoch}. Give a smaller learning_rate than "
+                        f"{self.learning_rate}."
+                    )
+                bar.set_postfix(loss=f"{float(losses[-1].mean()):.3g}", refresh=False)
+                bar.update()
+        decoders.eval().requires_grad_(False)
+        self.losses_ = torch.stack(losses).double().numpy()
+
+    def _losses(self, networks: dict[str, nn.Module], batch: Batch) -> dict[str, list[Tensor]]:
+        """Run every network once and return each decoder's mean squared error."""
+        activations: dict[str, dict[int, Tensor]] = {kind: {} for kind in networks}
+
+        def keep(kind: str, place: int, output: Tensor) -> None:
+            activations[kind][place] = output.clone()
+
+        target = self._target(self._observe(networks, batch, keep))
+        return {
+            kind: [
+                nn.functional.mse_loss(decoder(activations[kind][place]), target)
+                for place, decoder in enumerate(self.decoders_[kind])
+            ]
+            for kind in networks
+        }
+
+    def _errors(self, networks: dict[str, nn.Module], batches: Batches) -> ClassMoments:
+        """Sum up the errors of all decoders, class by class, in one pass."""
+        counter, moments = GroupCounter(), None
+        for batch in progress_bar(
+            batches, what=f"decoding {batches.name}", progress=self.progress, total=batches.n_batches
+        ):
+            rebuilt: dict[tuple[str, int], Tensor] = {}
+
+            def decode(kind: str, place: int, output: Tensor, rebuilt: Any = rebuilt) -> None:
+                rebuilt[kind, place] = self._target.undo(self.decoders_[kind][place](output))
+
+            target = self._observe(networks, batch, decode).float()
+            errors = [
+                (rebuilt[kind, place] - target).double().square().flatten(1).sum(dim=1)
+                for kind in networks
+                for place in range(len(self.layers_.names))
+            ]
+            labels: tuple[Label, ...] = batch.labels or (None,) * len(batch)
+            new = moments_of(torch.stack(errors, dim=1), labels, counter.deal(labels))
+            moments = new if moments is None else moments.merge(new)
+        assert moments is not None
+        return moments.ordered()
+
+    def _observe(
+        self, networks: dict[str, nn.Module], batch: Batch, visit: Callable[[str, int, Tensor], None]
+    ) -> Tensor:
+        """Run every network once on a batch, visit all outputs, and return what is to be rebuilt."""
+        place = {name: i for i, name in enumerate(self.layers_.names)}
+        targets: list[Tensor] = []
+        for kind, network in networks.items():
+
+            def sort(name: str, output: Tensor, kind: str = kind) -> None:
+                if name in place:
+                    visit(kind, place[name], output)
+                elif kind == _MODEL:
+                    targets.append(output.clone())
+
+            names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
+            with torch.no_grad():
+                run_layers(network, batch.inputs, names, sort)
+        return targets[0] if targets else reference_inputs(batch.inputs)
+
+
+def _split_positions(
+    labels: list[Label], holdout: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw the samples to learn from and those to measure, class by class."""
+    positions: dict[Label, list[int]] = {}
+    for position, label in enumerate(labels):
+        positions.setdefault(label, []).append(position)
+    counts = np.array([len(rows) for rows in positions.values()], dtype=np.float64)
+    check_class_counts(tuple(positions), counts, "known", least=_LEAST_PER_CLASS)
+    fitted, held_out = [], []
+    for rows in positions.values():
+        mixed = rng.permutation(rows)
+        n_held = min(max(2, round(holdout * len(rows))), len(rows) - 2)
+        held_out.append(mixed[:n_held])
+        fitted.append(mixed[n_held:])
+    return np.sort(np.concatenate(fitted)), np.sort(np.concatenate(held_out))
+
+
+def _check_order(batch: Batch, labels: list[Label]) -> None:
+    expected = tuple(labels[position] for position in batch.positions)
+    if batch.labels is not None and batch.labels != expected:
+        raise InvalidDataError(
+            "The known data comes in another order at every pass, so samples to learn from cannot be told from "
+            "samples to measure. Give a Dataset, or a DataLoader that shuffles with torch's generators."
+        )

@@ -1,0 +1,304 @@
+"""Where to measure, and which layer owns which parameter: `find_layers`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from retrainscope.batches import Batch, Inputs, as_batches
+from retrainscope.exceptions import LayerNotRunError, ReusedLayerError, UnsupportedModelError
+from retrainscope.tracing import borrow, call_model, model_place, named_layers, run_layers
+
+__all__ = ["Layers", "find_layers"]
+
+_DRY_RUN_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The measuring points of a model, and what belongs to each.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The measured layers in the order of execution, without the head.
+    shapes : dict of str to tuple of int
+        The shape of each layer's output for one sample.
+    head : str
+        The module that produces the model's output.
+    parameters : dict of str to tuple of str
+        For each layer and for the head the names of the parameters that it owns. A parameter belongs to the
+        first layer whose output is measured at or after the place where it is first used, else to the head;
+        a normalisation outside any layer counts with the layer that it follows.
+    buffers : dict of str to tuple of str
+        The same for buffers, such as the running statistics of batch normalisation.
+    n_parameters : dict of str to int
+        The number of scalars in the owned parameters.
+    flops : dict of str to int
+        Floating-point operations of one sample's forward pass up to each layer, from the layer before.
+    unused : tuple of str
+        Parameters that the forward pass does not use.
+    """
+
+    names: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+    head: str
+    parameters: dict[str, tuple[str, ...]]
+    buffers: dict[str, tuple[str, ...]]
+    n_parameters: dict[str, int]
+    flops: dict[str, int]
+    unused: tuple[str, ...]
+
+
+def find_layers(
+    model: nn.Module,
+    example: Any,
+    *,
+    layers: Iterable[str] | None = None,
+    head: str | None = None,
+    input_layer: str | None = None,
+) -> Layers:
+    """Find the layers of a model to measure, by one dry run on a few samples.
+
+    Parameters
+    ----------
+    model : nn.Module
+    example : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
+        Data that the model takes; a few samples of the first batch are used.
+    layers : iterable of str, optional
+        The layers to measure. None takes every module that has weights of its own (convolutions, linear
+        layers, recurrent ones) but the head; where such a module stands alone in a block, with at most
+        normalisation, activation, pooling or dropout around it, the block.
+    head : str, optional
+        The module that produces the output. None takes the last one with weights that runs.
+    input_layer : str, optional
+        The module whose output stands for the input (an embedding); it is no layer to measure.
+
+    Returns
+    -------
+    Layers
+
+    Raises
+    ------
+    LayerNotFoundError, LayerNotRunError, ReusedLayerError
+        If a layer does not exist, does not run, or runs more than once.
+    UnsupportedModelError
+        If the model has no parameters or no layer besides its head.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> found = rs.find_layers(model, torch.zeros(4, 3))
+    >>> found.names, found.head, found.parameters["0"]
+    (('0',), '2', ('0.weight', '0.bias'))
+    """
+    device, dtype = model_place(model)
+    batches = as_batches(example, name="example", batch_size=_DRY_RUN_SAMPLES, device=device, dtype=dtype)
+    with borrow(model):
+        return layers_of(model, batches.first(), layers=layers, head=head, input_layer=input_layer)
+
+
+def layers_of(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    layers: Iterable[str] | None,
+    head: str | None,
+    input_layer: str | None,
+) -> Layers:
+    """Find the layers of a borrowed model."""
+    asked = None if layers is None else tuple(named_layers(model, layers))
+    for name, what in ((head, "head"), (input_layer, "input layer")):
+        if name is not None:
+            named_layers(model, [name], what=what)
+    n_samples = min(_DRY_RUN_SAMPLES, len(batch))
+    inputs = batch.inputs
+    inputs = inputs[:n_samples] if isinstance(inputs, Tensor) else {k: t[:n_samples] for k, t in inputs.items()}
+    run = _dry_run(model, inputs)
+    head = head or _find_head(model, run)
+    names = _default_layers(model, run, head, input_layer) if asked is None else asked
+    _check_runs(run, names, head)
+    names = tuple(sorted(names, key=lambda name: run.ends[name][0]))
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note_shape(name: str, output: Tensor) -> None:
+        shapes[name] = tuple(output.shape[1:])
+
+    with torch.no_grad():
+        run_layers(model, inputs, names, note_shape)
+    parameters = dict(model.named_parameters())
+    # There is no common base class of normalisations, and many are home-made: the class name tells.
+    norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+    owned = _owners(run, names, head, parameters, norms)
+    flops = [run.flops[name] // n_samples for name in names]
+    return Layers(
+        names=names,
+        shapes={name: shapes[name] for name in names},
+        head=head,
+        parameters=owned,
+        buffers=_owners(run, names, head, dict(model.named_buffers()), norms),
+        n_parameters={name: sum(parameters[p].numel() for p in owned[name]) for name in owned},
+        flops=dict(
+            zip(
+                (*names, head),
+                (b - a for a, b in zip([0, *flops], [*flops, run.total_flops // n_samples], strict=True)),
+                strict=True,
+            )
+        ),
+        unused=tuple(name for name in parameters if name not in run.uses),
+    )
+
+
+@dataclass
+class _Run:
+    """What happened when in a forward pass; times count events."""
+
+    ends: dict[str, list[int]] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+    users: dict[str, str] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    total_flops: int = 0
+    now: int = 0
+
+
+class _UseRecorder(TorchFunctionMode):
+    """Note when each parameter or buffer is first given to an operation, and inside which module."""
+
+    def __init__(self, names: dict[int, str], run: _Run, stack: list[str]) -> None:
+        super().__init__()
+        self.names, self.run, self.stack = names, run, stack
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            name = self.names.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            if name is not None and name not in self.run.uses:
+                self.run.now += 1
+                self.run.uses[name] = self.run.now
+                self.run.users[name] = self.stack[-1] if self.stack else ""
+        return func(*args, **(kwargs or {}))
+
+
+def _dry_run(model: nn.Module, inputs: Inputs) -> _Run:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    run, stack = _Run(), list[str]()
+    tensors = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    counter = FlopCounterMode(display=False)
+
+    def entered(name: str) -> None:
+        stack.append(name)
+
+    def left(name: str) -> None:
+        run.now += 1
+        run.ends.setdefault(name, []).append(run.now)
+        run.flops[name] = counter.get_total_flops()
+        stack.pop()
+
+    with ExitStack() as opened, torch.no_grad():
+        for name, module in model.named_modules(remove_duplicate=False):
+            opened.enter_context(_watched(module, name, entered, left))
+        opened.enter_context(counter)
+        opened.enter_context(_UseRecorder(tensors, run, stack))
+        call_model(model, inputs)
+        run.total_flops = counter.get_total_flops()
+    return run
+
+
+@contextmanager
+def _watched(
+    module: nn.Module, name: str, entered: Callable[[str], None], left: Callable[[str], None]
+) -> Iterator[None]:
+    before = module.register_forward_pre_hook(lambda *_: entered(name))
+    after = module.register_forward_hook(lambda *_: left(name))
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def _find_head(model: nn.Module, run: _Run) -> str:
+    """Take the last module that has parameters of its own and runs."""
+    owning: list[str] = [
+        name
+        for name, module in model.named_modules()
+        if name in run.ends and name and next(module.parameters(recurse=False), None) is not None
+    ]
+    if not owning:
+        raise UnsupportedModelError(
+            "The model has no named module with parameters, so no layer can be told from its head. Wrap it in "
+            "an nn.Sequential, or give its parts names."
+        )
+    return max(owning, key=lambda name: run.ends[name][-1])
+
+
+def _default_layers(model: nn.Module, run: _Run, head: str, input_layer: str | None) -> tuple[str, ...]:
+    modules = dict(model.named_modules())
+
+    def has_weights(name: str) -> bool:
+        own = modules[name].parameters(recurse=False)
+        return name != "" and name in run.ends and any(p.ndim > 1 for p in own)
+
+    weighted = [name for name in modules if has_weights(name)]
+    apart = {head, input_layer}
+
+    def stands_alone(block: str) -> bool:
+        inside = [name for name in weighted if name.startswith(f"{block}.")]
+        return len(inside) == 1 and len(run.ends.get(block, ())) == 1
+
+    chosen = []
+    for name in weighted:
+        if name in apart or any(other and name.startswith(f"{other}.") for other in apart):
+            continue
+        while "." in name and stands_alone(name.rpartition(".")[0]):
+            name = name.rpartition(".")[0]
+        chosen.append(name)
+    if not chosen:
+        raise UnsupportedModelError(
+            f"The model has no layer with weights besides its head {head!r}. Name the layers with layers=, or "
+            "another head with head=."
+        )
+    return tuple(chosen)
+
+
+def _check_runs(run: _Run, names: tuple[str, ...], head: str) -> None:
+    if head in names:
+        raise UnsupportedModelError(
+            f"The layer {head!r} is the model's head, which is reported on its own. Leave it out of layers=, or "
+            "name another head with head=."
+        )
+    for name in (*names, head):
+        if name not in run.ends:
+            raise LayerNotRunError(
+                f"The layer {name!r} does not run in the forward pass. Leave it out, or name a module that is called."
+            )
+    for name in names:
+        if len(run.ends[name]) > 1:
+            raise ReusedLayerError(
+                f"The layer {name!r} runs {len(run.ends[name])} times in one forward pass, so its output is not "
+                "one thing. Name the modules around it that run once with layers=."
+            )
+
+
+def _owners(
+    run: _Run, names: tuple[str, ...], head: str, tensors: Iterable[str], norms: set[str]
+) -> dict[str, tuple[str, ...]]:
+    """Give each parameter or buffer to a layer; norms are the normalisation modules."""
+    ends = [(run.ends[name][0], name) for name in names]
+    owned: dict[str, list[str]] = {name: [] for name in (*names, head)}
+    for tensor in tensors:
+        if tensor not in run.uses:
+            continue
+        time, user = run.uses[tensor], run.users[tensor]
+        at_or_after = next((name for end, name in ends if end >= time), head)
+        before = [name for end, name in ends if end < time]
+        inside = user == at_or_after or user.startswith(f"{at_or_after}.")
+        owned[before[-1] if before and not inside and user in norms else at_or_after].append(tensor)
+    return {name: tuple(parameters) for name, parameters in owned.items()}

@@ -1,0 +1,98 @@
+"""Results as versioned JSON: nothing but plain data is written, and nothing is ever unpickled."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from retrainscope.exceptions import MissingExtraError, ResultFormatError
+
+__all__ = ["SCHEMA_VERSION", "from_plain", "import_pandas", "load_json", "save_json", "to_plain"]
+
+SCHEMA_VERSION = 1
+T = TypeVar("T")
+
+
+def save_json(result: Any, path: str | Path) -> None:
+    """Write a result dataclass to a file."""
+    document = {"retrainscope": type(result).__name__, "schema": SCHEMA_VERSION, "result": to_plain(result)}
+    Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_json(kind: type[T], path: str | Path) -> T:
+    """Read a result dataclass from a file, or say why it cannot be."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ResultFormatError(f"{path} is not a JSON file ({error}).") from error
+    if not isinstance(document, dict) or document.get("retrainscope") != kind.__name__:
+        found = document.get("retrainscope") if isinstance(document, dict) else None
+        raise ResultFormatError(f"{path} holds no {kind.__name__} (found: {found or 'something else'}).")
+    if not isinstance(document.get("schema"), int) or document["schema"] > SCHEMA_VERSION:
+        raise ResultFormatError(
+            f"{path} was written by a newer version (schema {document.get('schema')}; this one reads up to "
+            f"{SCHEMA_VERSION}). Update retrainscope."
+        )
+    try:
+        return typing.cast(T, from_plain(kind, document["result"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultFormatError(f"{path} is damaged: {error}.") from error
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a result into JSON's types; numbers that are not finite become null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return {"shape": list(value.shape), "values": [to_plain(x) for x in value.ravel().tolist()]}
+    if isinstance(value, Mapping):
+        # As pairs, so that keys (class labels) keep their types.
+        return [[to_plain(k), to_plain(v)] for k, v in value.items()]
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise ResultFormatError(
+        f"A {type(value).__name__} ({value!r}) cannot be saved: class labels must be strings, numbers, "
+        "booleans or None."
+    )
+
+
+def from_plain(kind: Any, plain: Any) -> Any:
+    """Build a value of an annotated type again."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        make: Any = kind
+        return make(**{f.name: from_plain(hints[f.name], plain[f.name]) for f in dataclasses.fields(kind)})
+    if origin is np.ndarray:
+        numbers = [np.nan if x is None else x for x in plain["values"]]
+        return np.array(numbers, dtype=np.float64).reshape(plain["shape"])
+    if origin is tuple:
+        items = arguments[:1] * len(plain) if arguments[-1] is Ellipsis else arguments
+        return tuple(from_plain(item, x) for item, x in zip(items, plain, strict=True))
+    if origin is dict:
+        return {from_plain(arguments[0], k): from_plain(arguments[1], v) for k, v in plain}
+    if origin is typing.Union or origin is types.UnionType:
+        options = [option for option in arguments if option is not type(None)]
+        return None if plain is None else from_plain(options[0], plain)
+    if kind is float:
+        return math.nan if plain is None else float(plain)
+    return plain
+
+
+def import_pandas() -> Any:
+    """Import pandas, or name the extra that brings it."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtraError.for_package("pandas", "frame") from error
+    return pd

@@ -1,0 +1,234 @@
+"""`LayerScores`: what an estimator says of every layer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrainscope.batches import Label
+from retrainscope.saving import load_json, save_json
+from retrainscope.tables import html_table, interval_text, number_text, text_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["CONFIDENCE", "LayerScores", "Measured", "score"]
+
+CONFIDENCE = 0.9
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measure of one set of samples, with its resamples.
+
+    Attributes
+    ----------
+    values : ndarray of shape (1 + n_resamples, 1 + n_classes, n_layers)
+        Positive, larger is worse. First row: the whole sample. First column: all classes together.
+    reference : ndarray of the same shape, or with one layer
+        The measure where there is nothing to learn: at the input, or at the same layer of the control.
+    classes : tuple of n_classes labels
+    n_samples : int
+    floor : float
+        Added to every measure before its logarithm is taken: what is far below it is as good as nothing, and
+        the ratio of two such values is noise.
+    """
+
+    values: Floats
+    reference: Floats
+    classes: tuple[Label, ...]
+    n_samples: int
+    floor: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """How much worse the unknown data fares than the known, layer by layer.
+
+    need = [log m(unknown) - log m(known)] - [the same at the reference], in nats, for a measure m where
+    larger is worse. 0 is no evidence, higher is more in need of retraining. NaN: not to be measured.
+
+    Attributes
+    ----------
+    estimator : str
+        The class that measured.
+    measure : str
+        What was measured, in words.
+    unit : str
+        Of the raw measures.
+    reference_name : str
+        ``"input"`` or ``"control"``.
+    layers : tuple of str
+        In the order of execution.
+    values : ndarray of shape (n_layers,)
+        Need, in nats.
+    interval : ndarray of shape (n_layers, 2)
+        90 % bootstrap interval of the need.
+    classes : tuple of labels
+        The classes of the unknown data; empty without labels.
+    per_class : ndarray of shape (n_classes, n_layers)
+        Need of each class of the unknown data against all known data.
+    per_class_interval : ndarray of shape (n_classes, n_layers, 2)
+    known, unknown : ndarray of shape (n_layers,)
+        The raw measures.
+    known_reference, unknown_reference : ndarray of shape (n_layers,)
+        The raw measures at the reference.
+    known_classes : tuple of labels
+    known_per_class, unknown_per_class : ndarray of shape (n_classes, n_layers)
+        The raw measures class by class.
+    known_per_class_reference, unknown_per_class_reference : ndarray of shape (n_classes, n_layers)
+        The same at the reference.
+    n_samples : tuple of (int, int)
+        Samples measured, known and unknown.
+    """
+
+    estimator: str
+    measure: str
+    unit: str
+    reference_name: str
+    layers: tuple[str, ...]
+    values: Floats
+    interval: Floats
+    classes: tuple[Label, ...]
+    per_class: Floats
+    per_class_interval: Floats
+    known: Floats
+    unknown: Floats
+    known_reference: Floats
+    unknown_reference: Floats
+    known_classes: tuple[Label, ...]
+    known_per_class: Floats
+    unknown_per_class: Floats
+    known_per_class_reference: Floats
+    unknown_per_class_reference: Floats
+    n_samples: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self._caption()}\n{text_table(*self._cells())}"
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells(), caption=self._caption())
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row a layer as a pandas DataFrame.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        """
+        from retrainscope.saving import import_pandas
+
+        columns: dict[str, Any] = {
+            "layer": list(self.layers),
+            "need": self.values,
+            "need_low": self.interval[:, 0],
+            "need_high": self.interval[:, 1],
+            "known": self.known,
+            "unknown": self.unknown,
+            "known_reference": self.known_reference,
+            "unknown_reference": self.unknown_reference,
+        }
+        columns |= {f"need[{label}]": row for label, row in zip(self.classes, self.per_class, strict=True)}
+        frame: pd.DataFrame = import_pandas().DataFrame(columns)
+        return frame
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores to a JSON file.
+
+        Raises
+        ------
+        ResultFormatError
+            If a class label is no string, number, boolean or None.
+        """
+        save_json(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read scores that `save` wrote.
+
+        Raises
+        ------
+        ResultFormatError
+            If the file holds something else, or was written by a newer version.
+        """
+        return load_json(cls, path)
+
+    def _caption(self) -> str:
+        known, unknown = self.n_samples
+        return (
+            f"{self.estimator}: {self.measure} ({self.unit}); {known} known and {unknown} unknown samples; "
+            f"need in nats against the {self.reference_name}"
+        )
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        header = ["layer", "known", "unknown", "need", "90 % interval", *map(str, self.classes)]
+        rows = [
+            [
+                layer,
+                f"{self.known[i]:.4g}",
+                f"{self.unknown[i]:.4g}",
+                number_text(self.values[i]),
+                interval_text(self.interval[i]),
+                *(number_text(need) for need in self.per_class[:, i]),
+            ]
+            for i, layer in enumerate(self.layers)
+        ]
+        return header, rows
+
+
+def score(
+    known: Measured, unknown: Measured, *, layers: tuple[str, ...], labelled: bool, **described: str
+) -> LayerScores:
+    """Turn the measures of known and unknown data into needs.
+
+    Parameters
+    ----------
+    known, unknown : Measured
+        With equally many resamples.
+    layers : tuple of str
+    labelled : bool
+        Whether the classes are the user's; without labels there is no table by class.
+    **described
+        estimator, measure, unit and reference_name of the result.
+
+    Returns
+    -------
+    LayerScores
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        contrast = np.log(unknown.values + unknown.floor) - np.log(known.values[:, :1] + known.floor)
+        expected = np.log(unknown.reference + unknown.floor) - np.log(known.reference[:, :1] + known.floor)
+        need = contrast - expected
+    need = np.where(np.isfinite(need), need, np.nan)
+    tail = (1 - CONFIDENCE) / 2
+    interval = np.moveaxis(np.quantile(need[1:], [tail, 1 - tail], axis=0), 0, -1)
+    n_layers = len(layers)
+    novel = slice(1, None) if labelled else slice(1, 1)
+
+    def broad(reference: Floats) -> Floats:
+        return np.ascontiguousarray(np.broadcast_to(reference, (*reference.shape[:-1], n_layers)))
+
+    return LayerScores(
+        layers=layers,
+        values=need[0, 0],
+        interval=interval[0],
+        classes=unknown.classes if labelled else (),
+        per_class=need[0, novel],
+        per_class_interval=interval[novel],
+        known=known.values[0, 0],
+        unknown=unknown.values[0, 0],
+        known_reference=broad(known.reference)[0, 0],
+        unknown_reference=broad(unknown.reference)[0, 0],
+        known_classes=known.classes if labelled else (),
+        known_per_class=known.values[0, novel],
+        unknown_per_class=unknown.values[0, novel],
+        known_per_class_reference=broad(known.reference)[0, novel],
+        unknown_per_class_reference=broad(unknown.reference)[0, novel],
+        n_samples=(known.n_samples, unknown.n_samples),
+        **described,
+    )

@@ -1,0 +1,207 @@
+"""`ActivationSpread`: are the activations of novel classes clustered or spread?"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts, reference_inputs
+from retrainscope.batches import Batches, Label
+from retrainscope.moments import ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
+from retrainscope.progress import progress_bar
+from retrainscope.scores import LayerScores, Measured, score
+from retrainscope.tracing import borrow, named_layers, run_layers
+
+__all__ = ["ActivationSpread"]
+
+_INPUT = ""  # the input's key among the layers' moments
+
+
+class ActivationSpread(LayerEstimator):
+    """Score layers by how much of the variance of their activations the classes leave unexplained.
+
+    A layer that serves its classes gathers the samples of one class and parts the classes. Measured is the
+    share of the variance that lies within the classes, in (0, 1]; its reference is the same share of the
+    input itself. One pass over the data measures all layers; memory does not grow with the samples.
+
+    With fewer than two classes in either set, or without labels on one of them, nothing lies between the
+    classes: then the variance within is compared as it is, each unlabelled set counting as one class. That
+    tells only whether the activations are more diverse than the input explains, not whether classes part.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The trained network. It is only borrowed.
+    layers : iterable of str, optional
+        What to measure; see `find_layers`.
+    head : str, optional
+        The module that produces the output.
+    input_layer : str, optional
+        The module whose output stands for the input where that is discrete (an embedding).
+    batch_size : int
+        Samples a forward pass, for data that is not batched. It does not change the result.
+    device : device, optional
+        Where to measure; None: where the model lies.
+    random_state : int, RandomState or None
+        For the resampling of the intervals.
+    progress : bool or None
+        None shows a bar on a terminal only.
+
+    Attributes
+    ----------
+    layers_ : Layers
+        The layers measured.
+    moments_ : dict of str to ClassMoments
+        Moments of the known data by layer; under ``""`` those of the input.
+    neighbours_ : dict of str to dict
+        After `score_layers`, for each layer and each class of the unknown data: the known class whose mean
+        activation is nearest (Euclidean). Empty without labels.
+
+    References
+    ----------
+    Experiment 1 of R. D. Sharma, "Better techniques for transfer learning". The share of within-class
+    variance is the complement of the correlation ratio, R. A. Fisher (1925).
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> X, y = torch.randn(100, 4), torch.arange(100) % 2
+    >>> spread = rs.ActivationSpread(model, random_state=0).fit((X + y[:, None], y))
+    >>> spread.score_layers((X - y[:, None], y)).layers
+    ('0',)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Iterable[str] | None = None,
+        head: str | None = None,
+        input_layer: str | None = None,
+        batch_size: int = 256,
+        device: str | torch.device | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.head = head
+        self.input_layer = input_layer
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    def embed(self, X: Any, layer: str, *, perplexity: float = 30.0) -> NDArray[np.float64]:
+        """Map the activations of a layer to the plane with t-SNE (scikit-learn).
+
+        Parameters
+        ----------
+        X : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
+            Known and unknown samples together: maps made apart cannot be compared.
+        layer : str
+        perplexity : float
+            Must be less than the number of samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, 2)
+            In the order of X.
+        """
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+
+        check_is_fitted(self, "layers_")
+        named_layers(self.model, [layer])
+        batches = self._batches(X, "given", self._seed)
+        collected: list[Tensor] = []
+        with borrow(self.model, device=self.device, seed=self._seed) as model, torch.no_grad():
+            for batch in progress_bar(
+                batches, what=f"activations of {layer}", progress=self.progress, total=batches.n_batches
+            ):
+                run_layers(model, batch.inputs, [layer], lambda _, out: collected.append(out.flatten(1).float().cpu()))
+        features = torch.cat(collected).numpy().astype(np.float64)
+        if min(features.shape) > 50:  # as the authors of t-SNE advise, for speed and against noise
+            features = PCA(50, random_state=self._seed).fit_transform(features)
+        mapped: NDArray[np.float64] = TSNE(perplexity=perplexity, init="pca", random_state=self._seed).fit_transform(
+            features
+        )
+        return mapped
+
+    def _measure_known(self, model: nn.Module, batches: Batches) -> None:
+        self.moments_ = self._moments(model, batches)
+
+    def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
+        known, unknown = self.moments_, self._moments(model, batches)
+        labelled = None not in known[_INPUT].classes and None not in unknown[_INPUT].classes
+        if not labelled:
+            known, unknown = ({name: m.pooled() for name, m in side.items()} for side in (known, unknown))
+        between = min(len(known[_INPUT].classes), len(unknown[_INPUT].classes)) > 1
+        self.neighbours_ = _neighbours(known, unknown) if labelled else {}
+        return score(
+            self._measured(known, rng, "known", between),
+            self._measured(unknown, rng, "unknown", between),
+            layers=self.layers_.names,
+            labelled=labelled,
+            estimator=type(self).__name__,
+            measure="variance within classes",
+            unit="share of all variance" if between else "squared activation",
+            reference_name="input",
+        )
+
+    def _measured(
+        self, moments: dict[str, ClassMoments], rng: np.random.Generator, name: str, between: bool
+    ) -> Measured:
+        reference = moments[_INPUT]
+        check_class_counts(reference.classes, reference.class_counts, name)
+        weights = half_samples(reference.counts, N_RESAMPLES, rng)
+        return Measured(
+            values=np.stack(
+                [scatter_share(moments[layer], weights, between=between) for layer in self.layers_.names], axis=-1
+            ),
+            reference=scatter_share(reference, weights, between=between)[..., None],
+            classes=reference.classes,
+            n_samples=int(reference.counts.sum()),
+        )
+
+    def _moments(self, model: nn.Module, batches: Batches) -> dict[str, ClassMoments]:
+        """Sum up the activations of every layer, and the input, in one pass."""
+        counter, moments = GroupCounter(), dict[str, ClassMoments]()
+        names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
+        bar = progress_bar(batches, what=f"spread of {batches.name}", progress=self.progress, total=batches.n_batches)
+        for number, batch in enumerate(bar):
+            labels: tuple[Label, ...] = batch.labels or (None,) * len(batch)
+            groups = counter.deal(labels)
+
+            def add(name: str, output: Tensor, labels: Any = labels, groups: Any = groups) -> None:
+                name = _INPUT if name == self.input_layer else name
+                new = moments_of(output, labels, groups)
+                moments[name] = moments[name].merge(new) if name in moments else new
+
+            if self.input_layer is None:
+                add(_INPUT, reference_inputs(batch.inputs))
+            with torch.no_grad():
+                run_layers(model, batch.inputs, names, add, where=f"batch {number} of the {batches.name} data")
+        return {name: summed.ordered() for name, summed in moments.items()}
+
+
+def _neighbours(known: dict[str, ClassMoments], unknown: dict[str, ClassMoments]) -> dict[str, dict[Label, Label]]:
+    def means(moments: ClassMoments) -> NDArray[np.float64]:
+        centres: NDArray[np.float64] = moments.sums.sum(axis=1) / moments.class_counts[:, None]
+        return centres
+
+    nearest = {}
+    for layer in known:
+        if layer == _INPUT:
+            continue
+        ours = means(known[layer])
+        away = [np.linalg.norm(ours - mean, axis=1).argmin() for mean in means(unknown[layer])]
+        nearest[layer] = {label: known[layer].classes[i] for label, i in zip(unknown[layer].classes, away, strict=True)}
+    return nearest

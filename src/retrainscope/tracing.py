@@ -1,0 +1,306 @@
+"""Hooks on a user's model, taken and given back: `trace_layers`, `run_layers`, `borrow`."""
+
+import copy
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from retrainscope.batches import Inputs
+from retrainscope.exceptions import (
+    LayerNotFoundError,
+    LayerNotRunError,
+    NonFiniteError,
+    ReusedLayerError,
+    UnsupportedModelError,
+)
+
+__all__ = ["borrow", "call_model", "model_place", "named_layers", "replace_output", "run_layers", "trace_layers"]
+
+
+@contextmanager
+def trace_layers(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect what layers put out, for as long as the context lasts.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any module; it is called by you, inside the context.
+    layers : iterable of str
+        Dotted names as in ``model.named_modules()``.
+
+    Yields
+    ------
+    dict of str to Tensor
+        The outputs of the latest forward pass by layer, in the order of execution: clones, so that an
+        in-place operation that follows cannot change them, and part of the autograd graph.
+
+    Raises
+    ------
+    LayerNotFoundError
+        If the model has no such layer; no hook is set then.
+    ReusedLayerError
+        In the forward pass, if a layer runs twice in it.
+    UnsupportedModelError
+        In the forward pass, if a layer does not return a tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(inplace=True))
+    >>> with rs.trace_layers(model, ["0"]) as outputs:
+    ...     final = model(torch.ones(5, 3))
+    >>> outputs["0"].shape
+    torch.Size([5, 2])
+    """
+    modules = named_layers(model, layers)
+    outputs: dict[str, Tensor] = {}
+
+    def collect(name: str, output: Tensor) -> None:
+        outputs[name] = output.clone()
+
+    start = model.register_forward_pre_hook(lambda _module, _args: outputs.clear())
+    try:
+        with _hooked(modules, collect, seen=outputs):
+            yield outputs
+    finally:
+        start.remove()
+
+
+def run_layers(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Iterable[str],
+    visit: Callable[[str, Tensor], None],
+    *,
+    where: str = "",
+) -> None:
+    """Run the model on a batch until every one of the layers has put out its output.
+
+    Parameters
+    ----------
+    model : nn.Module
+    inputs : Tensor or dict of Tensor
+    layers : iterable of str
+    visit : callable (name, output) -> None
+        Called with each output inside the hook, before anything that follows can overwrite it. What
+        it keeps it must clone.
+    where : str
+        The batch, for the message about NaN.
+
+    Raises
+    ------
+    LayerNotRunError
+        If the forward pass ends and a layer has not run.
+    NonFiniteError
+        If an output has NaN or infinity.
+    UnsupportedModelError
+        If an output is no tensor with one row a sample.
+    """
+    modules = named_layers(model, layers)
+    n_samples = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
+    seen: dict[str, Tensor] = {}
+
+    def check_and_visit(name: str, output: Tensor) -> None:
+        if output.ndim == 0 or output.shape[0] != n_samples:
+            raise UnsupportedModelError(
+                f"The layer {name!r} returns shape {tuple(output.shape)} for {n_samples} samples; one row a "
+                "sample is needed. Name a layer whose output has the batch first."
+            )
+        # One sum is cheap; only when it is not finite (it may just have overflowed) is each value looked at.
+        if not torch.isfinite(output.detach().sum()) and not torch.isfinite(output).all():
+            raise NonFiniteError(f"The layer {name!r} puts out NaN or infinity{where and ' in '}{where}.")
+        visit(name, output)
+        seen[name] = output
+        if len(seen) == len(modules):
+            raise _AllSeen
+
+    try:
+        with _hooked(modules, check_and_visit, seen=seen):
+            call_model(model, inputs)
+    except _AllSeen:
+        return
+    raise LayerNotRunError(
+        f"These layers do not run in the forward pass: {', '.join(sorted(set(modules) - set(seen)))}. "
+        "Leave them out of layers=."
+    )
+
+
+@contextmanager
+def replace_output(model: nn.Module, layer: str, output: Tensor) -> Iterator[None]:
+    """Put a tensor in the place of a layer's output, for as long as the context lasts."""
+    handle = named_layers(model, [layer])[layer].register_forward_hook(lambda *_: output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: int = 0) -> Iterator[nn.Module]:
+    """Lend a model for measuring and give it back bit for bit, on every path.
+
+    Inside, every module is in evaluation mode and the global random generators of torch, numpy and Python
+    start from `seed`. On leaving, each module's training flag, every buffer, every parameter's gradient
+    and ``requires_grad``, and the states of the global generators are what they were.
+
+    Parameters
+    ----------
+    model : nn.Module
+    device : device, optional
+        Where to measure. A model that lies elsewhere is not moved: a copy of it is lent.
+    seed : int
+
+    Yields
+    ------
+    nn.Module
+        The model itself, or its copy on `device`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no parameters, has lazy ones that do not exist yet, or lies on several devices.
+    """
+    home, _ = model_place(model)
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone(), _version(buffer))
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    with _random_states_kept():
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 -- the model's own code may draw from the global state
+            torch.manual_seed(seed)
+            for module, _ in flags:
+                module.training = False
+            target = torch.device(home if device is None else device)
+            yield model if target == home else copy_model(model).to(target)
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            for module, name, buffer, content, version in buffers:
+                module._buffers[name] = buffer
+                if buffer is None or content is None:
+                    continue
+                # Written to only where it has changed: a graph of the user's may still hold the buffer.
+                if version != _version(buffer) or not torch.equal(buffer, content):
+                    with torch.no_grad():
+                        buffer.copy_(content)
+            for parameter, requires_grad, gradient in parameters:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = gradient
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model, or say why it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"The model cannot be copied ({error}). Remove non-parameter tensors that carry a gradient "
+            "graph from its attributes, or move it to the device yourself and leave device= out."
+        ) from error
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the model with a tensor by position, with a mapping by keyword."""
+    return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+
+
+def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return the device of the parameters and the type of the floating ones."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    parameters = list(model.parameters())
+    if not parameters:
+        raise UnsupportedModelError("The model has no parameters, so there is nothing to retrain.")
+    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
+        raise UnsupportedModelError("The model has lazy parameters. Run one batch through it first.")
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"The model lies on several devices ({', '.join(sorted(map(str, devices)))}). Move it to one."
+        )
+    floating = [parameter.dtype for parameter in parameters if parameter.is_floating_point()]
+    return devices.pop(), floating[0] if floating else torch.get_default_dtype()
+
+
+def named_layers(model: nn.Module, layers: Iterable[str], *, what: str = "layer") -> dict[str, nn.Module]:
+    """Look layers up by name, or name the nearest ones."""
+    if isinstance(layers, str):
+        layers = [layers]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, nn.Module] = {}
+    for name in layers:
+        if name not in modules or name == "":
+            raise LayerNotFoundError.for_name(name, modules, what=what)
+        found[name] = modules[name]
+    return found
+
+
+@contextmanager
+def _hooked(
+    modules: Mapping[str, nn.Module], visit: Callable[[str, Tensor], None], *, seen: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Call visit(name, output) whenever one of the modules has run; `seen` tells which already have."""
+
+    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if name in seen:
+                raise ReusedLayerError(
+                    f"The layer {name!r} runs more than once in one forward pass, so its output is not one "
+                    "thing. Name the modules around it that run once."
+                )
+            if not isinstance(output, Tensor):
+                raise UnsupportedModelError(
+                    f"The layer {name!r} returns a {type(output).__name__}, and a tensor is needed. Name a "
+                    "module inside or after it that returns a tensor."
+                )
+            visit(name, output)
+
+        return hook
+
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(hook_for(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _AllSeen(BaseException):
+    """Ends a forward pass early; not an Exception, so that a model's own ``except`` lets it through."""
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global state is what is kept
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+def _version(buffer: Tensor | None) -> int:
+    """Tell how often a tensor was written to in place; tensors of inference mode do not count that."""
+    return 0 if buffer is None or buffer.is_inference() else buffer._version
