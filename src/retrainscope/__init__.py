@@ -1,10 +1,11 @@
 """Which layers must be retrained for data a network does not know, and which can stay frozen?"""
 
+from retrainscope.advice import LayerAdvice, Recommendation
 from retrainscope.decoding import LayerDecoderProbe
 from retrainscope.finetuning import train_only
 from retrainscope.inversion import GradientInverter
 from retrainscope.layers import Layers, find_layers
-from retrainscope.recommendation import LayerAdvice, Recommendation, recommend_layers
+from retrainscope.recommendation import recommend_layers
 from retrainscope.scores import LayerScores
 from retrainscope.spread import ActivationSpread
 from retrainscope.tracing import trace_layers

@@ -130,7 +130,7 @@ def _upconvolutions(start: tuple[int, ...], goal: tuple[int, ...]) -> nn.Sequent
 
 def _width(level: int) -> int:
     """Channels of a hidden map that is halved so often against the goal."""
-    return min(_MOST_CHANNELS, _LEAST_CHANNELS * 2**level)
+    return int(min(_MOST_CHANNELS, _LEAST_CHANNELS * 2**level))
 
 
 def _dense(n_in: int, n_out: int) -> nn.Sequential:

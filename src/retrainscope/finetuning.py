@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from retrainscope.advice import RETRAIN, Recommendation
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError
-from retrainscope.recommendation import RETRAIN, Recommendation
 from retrainscope.tracing import model_place, named_layers
 
 __all__ = ["train_only"]
