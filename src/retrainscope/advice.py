@@ -1,0 +1,184 @@
+"""`Recommendation`: the advice, as a person reads it and as it is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from retrainscope.batches import Label
+from retrainscope.saving import import_pandas, load_json, save_json
+from retrainscope.scores import LayerScores
+from retrainscope.tables import html_table, interval_text, number_text, text_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["KEEP", "RETRAIN", "UNDECIDED", "LayerAdvice", "Recommendation"]
+
+KEEP, RETRAIN, UNDECIDED = "keep", "retrain", "undecided"
+
+
+@dataclass(frozen=True)
+class LayerAdvice:
+    """The advice for one layer, or for the head.
+
+    Attributes
+    ----------
+    name : str
+    verdict : str
+        ``"keep"``, ``"retrain"`` or ``"undecided"``.
+    need : float
+        Mean of the estimators' needs, in nats, each weighted by one over its interval's squared width, so that
+        an estimator counts less where it is less sure. NaN for the head, which is not measured.
+    interval : tuple of (float, float)
+        The same mean of the estimators' 90 % intervals.
+    needs : dict of str to float
+        Need by estimator.
+    intervals : dict of str to tuple
+        Interval by estimator.
+    n_parameters : int
+        Scalars in the parameters it owns.
+    share : float
+        That number as a share of all parameters that are used.
+    parameters, buffers : tuple of str
+        The names of what it owns.
+    """
+
+    name: str
+    verdict: str
+    need: float
+    interval: tuple[float, float]
+    needs: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    n_parameters: int
+    share: float
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendation:
+    """Which layers to retrain, and why.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        The layers to retrain, in the order of execution; the head is not among them.
+    head : LayerAdvice
+        The module that produces the output. With novel classes it is always to be retrained.
+    verdict : str
+        ``"none"``, ``"head"``, ``"upper"``, ``"middle"``, ``"lower"``, ``"all"`` or ``"undecided"``.
+    per_class : dict of label to tuple of str
+        The layers that each class of the unknown data alone would call for.
+    table : tuple of LayerAdvice
+        One a layer, in the order of execution.
+    scores : tuple of LayerScores
+        What the estimators measured.
+    cost : dict of str to float
+        ``"parameters"``: the share of all parameters that the advice trains; ``"backward"``: the share of the
+        backward pass's work, against training everything.
+    threshold : float
+        The need, in nats, from which a layer is to be retrained.
+    estimators : tuple of str
+        The estimators and their settings, as text.
+    versions : dict of str to str
+        Of retrainscope, torch, numpy, scikit-learn and Python.
+    """
+
+    layers: tuple[str, ...]
+    head: LayerAdvice
+    verdict: str
+    per_class: dict[Label, tuple[str, ...]]
+    table: tuple[LayerAdvice, ...]
+    scores: tuple[LayerScores, ...]
+    cost: dict[str, float]
+    threshold: float
+    estimators: tuple[str, ...]
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{text_table(*self._cells())}\n\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells(), caption=self.summary())
+
+    def summary(self) -> str:
+        """Say the advice in a sentence or two."""
+        trained = [*self.layers, *([self.head.name] if self.head.verdict == RETRAIN else [])]
+        text = f"Verdict: {self.verdict}. "
+        if self.verdict == UNDECIDED:
+            return text + (
+                "No layer's need is clearly above the threshold and at least one may be: give more samples, or "
+                "try the layers marked undecided."
+            )
+        if not trained:
+            return text + "Nothing needs retraining for this data."
+        return text + (
+            f"Retrain {', '.join(trained)}: {self.cost['parameters']:.1%} of the parameters, "
+            f"{self.cost['backward']:.0%} of the backward work of training everything."
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row a layer, the head last, as a pandas DataFrame.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        """
+        rows = [
+            {
+                "layer": row.name,
+                "parameters": row.n_parameters,
+                "share": row.share,
+                **{f"need[{name}]": need for name, need in row.needs.items()},
+                "need": row.need,
+                "need_low": row.interval[0],
+                "need_high": row.interval[1],
+                "verdict": row.verdict,
+            }
+            for row in (*self.table, self.head)
+        ]
+        frame: pd.DataFrame = import_pandas().DataFrame(rows)
+        return frame
+
+    def save(self, path: str | Path) -> None:
+        """Write the recommendation to a JSON file.
+
+        Raises
+        ------
+        ResultFormatError
+            If a class label is no string, number, boolean or None.
+        """
+        save_json(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a recommendation that `save` wrote.
+
+        Raises
+        ------
+        ResultFormatError
+            If the file holds something else, or was written by a newer version.
+        """
+        return load_json(cls, path)
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        names = [scores.estimator for scores in self.scores]
+        several = names if len(names) > 1 else []
+        header = ["layer", "parameters", "share", *several, "need", "90 % interval", "verdict"]
+        rows = [
+            [
+                row.name,
+                f"{row.n_parameters:,}",
+                f"{row.share:.1%}",
+                *(number_text(row.needs.get(name, np.nan)) for name in several),
+                number_text(row.need),
+                interval_text(row.interval),
+                row.verdict,
+            ]
+            for row in (*self.table, self.head)
+        ]
+        rows[-1][0] += " (head)"
+        return header, rows
