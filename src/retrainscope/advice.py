@@ -1,15 +1,14 @@
 """`Recommendation`: the advice, as a person reads it and as it is kept."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-
-import numpy as np
 
 from retrainscope.batches import Label
 from retrainscope.saving import import_pandas, load_json, save_json
 from retrainscope.scores import LayerScores
-from retrainscope.tables import html_table, interval_text, number_text, text_table
+from retrainscope.tables import Table, interval_text, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,10 +97,10 @@ class Recommendation:
     versions: dict[str, str]
 
     def __str__(self) -> str:
-        return f"{text_table(*self._cells())}\n\n{self.summary()}"
+        return f"{self.as_table()}\n\n{self.summary()}"
 
     def _repr_html_(self) -> str:
-        return html_table(*self._cells(), caption=self.summary())
+        return replace(self.as_table(), title=self.summary())._repr_html_()
 
     def summary(self) -> str:
         """Say the advice in a sentence or two."""
@@ -164,16 +163,16 @@ class Recommendation:
         """
         return load_json(cls, path)
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        names = [scores.estimator for scores in self.scores]
-        several = names if len(names) > 1 else []
+    def as_table(self) -> Table:
+        """Return one row a layer, the head last."""
+        several = list(self.table[0].needs) if len(self.scores) > 1 else []
         header = ["layer", "parameters", "share", *several, "need", "90 % interval", "verdict"]
         rows = [
             [
                 row.name,
                 f"{row.n_parameters:,}",
                 f"{row.share:.1%}",
-                *(number_text(row.needs.get(name, np.nan)) for name in several),
+                *(number_text(row.needs.get(name, math.nan)) for name in several),
                 number_text(row.need),
                 interval_text(row.interval),
                 row.verdict,
@@ -181,4 +180,4 @@ class Recommendation:
             for row in (*self.table, self.head)
         ]
         rows[-1][0] += " (head)"
-        return header, rows
+        return Table("", header, rows)

@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from retrainscope.batches import Batch, Batches, Inputs, Label, as_batches, input_shapes
-from retrainscope.exceptions import InvalidDataError
-from retrainscope.layers import layers_of
+from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.layers import Layers, layers_of
 from retrainscope.moments import ClassMoments, class_means, half_samples
 from retrainscope.scores import LayerScores, Measured
 from retrainscope.tracing import borrow, model_place
@@ -23,6 +23,7 @@ __all__ = [
     "N_RESAMPLES",
     "LayerEstimator",
     "check_class_counts",
+    "check_inputs_vary",
     "check_same_shape",
     "measured_errors",
     "reference_inputs",
@@ -79,13 +80,18 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         """
         seed = int(check_random_state(self.random_state).randint(2**31))
         batches = self._batches(known, "known", seed)
-        with borrow(self.model, device=self.device, seed=seed) as model:
+        with _autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
             first = batches.first()
             layers = layers_of(model, first, layers=self.layers, head=self.head, input_layer=self.input_layer)
+            _check_measurable(layers, self.input_layer)
             if self.input_layer is None:
                 reference_inputs(first.inputs)
             self._seed, self._input_shapes, self.layers_ = seed, input_shapes(first.inputs), layers
-            self._measure_known(model, batches)
+            try:
+                self._measure_known(model, batches)
+            except BaseException:
+                del self.layers_  # an estimator is fitted or not, never half
+                raise
         return self
 
     def score_layers(self, unknown: Any) -> LayerScores:
@@ -109,7 +115,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "layers_")
         batches = self._batches(unknown, "unknown", self._seed)
-        with borrow(self.model, device=self.device, seed=self._seed) as model:
+        with _autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
             check_same_shape(self._input_shapes, batches.first())
             rng = np.random.default_rng(self._seed)
             return self._score(model, batches, rng)
@@ -128,6 +134,25 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         return as_batches(data, name=name, batch_size=self.batch_size, device=device, dtype=dtype, seed=seed % 2**32)
 
 
+def _autograd_on() -> torch.inference_mode:
+    """Let gradients be had, whatever context the caller is in; `torch.no_grad` is ended by it as well."""
+    return torch.inference_mode(False)
+
+
+def _check_measurable(layers: Layers, input_layer: str | None) -> None:
+    if input_layer in layers.names:
+        raise UnsupportedModelError(
+            f"The layer {input_layer!r} is the input layer, which the others are compared with. Leave it out of "
+            "layers=."
+        )
+    for name, shape in layers.shapes.items():
+        if not shape:
+            raise UnsupportedModelError(
+                f"The layer {name!r} returns one number a sample, of shape (n_samples,). Name the layer before it, "
+                "or let it return (n_samples, 1)."
+            )
+
+
 def reference_inputs(inputs: Inputs) -> Tensor:
     """Return the floating inputs as one tensor of shape (n_samples, ...), or ask for an input layer."""
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
@@ -143,6 +168,12 @@ def reference_inputs(inputs: Inputs) -> Tensor:
     if len(floating) == 1:
         return floating[0]
     return torch.cat([tensor.flatten(start_dim=1) for tensor in floating], dim=1)
+
+
+def check_inputs_vary(varies: bool) -> None:
+    """Refuse known inputs that have one value all over."""
+    if not varies:
+        raise InvalidDataError("The known inputs are all equal, so there is nothing to rebuild.")
 
 
 def check_same_shape(expected: dict[str, tuple[int, ...]], unknown: Batch) -> None:

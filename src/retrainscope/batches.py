@@ -217,7 +217,7 @@ def _as_source(data: Any, name: str, batch_size: int) -> "_Indexed | Iterable[An
         dataset: Any = data
         return _Indexed(len(dataset), lambda rows: _split(default_collate([dataset[int(row)] for row in rows]), name))
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        if iter(data) is data:
+        if isinstance(data, Iterator):  # calling iter() would draw random numbers, and start a loader's workers
             raise InvalidDataError(
                 f"The {name} data is a {type(data).__name__}, which can be run through only once, and several "
                 "passes are needed. Give a list, a Dataset or a DataLoader instead."
@@ -256,6 +256,8 @@ def _as_tensors(inputs: Any, name: str) -> Inputs:
 
 def _as_tensor(array: Any, name: str) -> Tensor:
     if isinstance(array, np.ndarray) and array.dtype.kind in "biuf":
+        # Torch takes neither negative strides nor another byte order.
+        array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
         array = torch.from_numpy(array if array.flags.writeable else array.copy())
     if not isinstance(array, Tensor):
         kind = f"array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
@@ -309,17 +311,25 @@ def _take(inputs: Inputs, rows: NDArray[np.int64]) -> Inputs:
 
 @contextmanager
 def _repeatable(stream: Iterable[Any], seed: int) -> Iterator[None]:
-    """Start a stream from the same random states at every pass, and give back a loader's own generator."""
+    """Start a stream from the same random states at every pass, and give back a loader's own generators."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 -- the global state is what a user's data set draws from
     torch.manual_seed(seed)
-    generator = stream.generator if isinstance(stream, DataLoader) else None
-    if generator is None:
-        yield
-        return
-    state = generator.get_state()
-    generator.manual_seed(seed)
+    generators = _own_generators(stream)
+    states = [generator.get_state() for generator in generators]
     try:
+        for generator in generators:
+            generator.manual_seed(seed)
         yield
     finally:
-        generator.set_state(state)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _own_generators(stream: Iterable[Any]) -> list[torch.Generator]:
+    """Return the generators that a loader or its samplers were made with."""
+    if not isinstance(stream, DataLoader):
+        return []
+    inner = getattr(stream.batch_sampler, "sampler", None)
+    found = [getattr(owner, "generator", None) for owner in (stream, stream.sampler, stream.batch_sampler, inner)]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

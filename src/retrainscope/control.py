@@ -43,7 +43,9 @@ def untrained_copy(model: nn.Module, *, seed: int, keep: str | None = None) -> n
     kept_parameters = {id(parameter) for module in kept for parameter in module.parameters()}
     with torch.no_grad():
         for name, parameter in copied.named_parameters():
-            if id(parameter) not in kept_parameters and torch.equal(parameter, before[name]):
+            if id(parameter) in kept_parameters:
+                parameter.copy_(before[name])  # a module that shares it may have reset it
+            elif torch.equal(parameter, before[name]):
                 parameter.copy_(_shuffled(parameter))
     return copied.eval()
 

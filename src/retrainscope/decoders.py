@@ -16,7 +16,7 @@ _UP: dict[int, Callable[..., nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTra
 
 
 def build_decoder(activation_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> nn.Module:
-    """Build a decoder from an activation to the input, of about the same capacity at every layer.
+    """Build a decoder from an activation to the input that does about the same work at every layer.
 
     Maps are widened by transposed convolutions; vectors go through a linear
     layer to a map a quarter as wide as the input; token sequences of the input's length are decoded token by

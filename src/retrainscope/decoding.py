@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from retrainscope.base import LayerEstimator, check_class_counts, measured_errors, reference_inputs
+from retrainscope.base import (
+    LayerEstimator,
+    check_class_counts,
+    check_inputs_vary,
+    measured_errors,
+    reference_inputs,
+)
 from retrainscope.batches import Batch, Batches, Label
 from retrainscope.control import untrained_copy
 from retrainscope.decoders import Standardise, build_decoder
@@ -148,15 +154,15 @@ class LayerDecoderProbe(LayerEstimator):
         return torch.cat(rebuilt)
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
-        if not isinstance(self.max_epochs, int) or self.max_epochs < 1:
+        if not isinstance(self.max_epochs, int | np.integer) or self.max_epochs < 1:
             raise InvalidDataError(f"The 'max_epochs' parameter must be a positive integer. Got {self.max_epochs!r}.")
         if not 0 < self.holdout < 1:
             raise InvalidDataError(f"The 'holdout' parameter must lie between 0 and 1. Got {self.holdout!r}.")
         labels = [label for batch in batches for label in batch.labels or (None,) * len(batch)]
         fitted, held_out = _split_positions(labels, self.holdout, np.random.default_rng(self._seed))
         networks = {_MODEL: model, _CONTROL: self._control(model)}
-        self._prepare(networks, batches.subset(fitted))
-        self._train(networks, batches, fitted, labels)
+        n_batches = self._prepare(networks, batches.subset(fitted))
+        self._train(networks, batches, fitted, labels, n_batches)
         self.known_errors_ = self._errors(networks, batches.subset(held_out))
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
@@ -180,15 +186,19 @@ class LayerDecoderProbe(LayerEstimator):
     def _control(self, model: nn.Module) -> nn.Module:
         return untrained_copy(model, seed=self._seed, keep=self.input_layer)
 
-    def _prepare(self, networks: dict[str, nn.Module], fitted: Batches) -> None:
-        """Measure the scales of the input and of all activations in one pass, and build the decoders."""
+    def _prepare(self, networks: dict[str, nn.Module], fitted: Batches) -> int:
+        """Measure all scales in one pass, build the decoders, and return the number of batches."""
         first = self._observe(networks, fitted.first(), lambda *_: None)
         self._target = Standardise(first.shape[1:], by_channel=False)
         shapes = [self.layers_.shapes[name] for name in self.layers_.names]
         scales = {kind: [Standardise(shape) for shape in shapes] for kind in networks}
+        varies, n_batches = False, 0
         for batch in fitted:
             target = self._observe(networks, batch, lambda kind, place, output: scales[kind][place].update(output))
             self._target.update(target)
+            varies = varies or bool((target != first.flatten()[0]).any())
+            n_batches += 1
+        check_inputs_vary(varies)
         self._target.finish()
         self._input_variance = float(self._target.std.square()) * first[0].numel()
         make = self.decoder or build_decoder
@@ -200,38 +210,43 @@ class LayerDecoderProbe(LayerEstimator):
                 chains[kind].append(nn.Sequential(scales[kind][place], make(shape, tuple(first.shape[1:]))))
         self.decoders_ = {kind: nn.ModuleList(chains[kind]).to(first.device) for kind in networks}
         self._target.to(first.device)
+        return n_batches
 
     def _train(
-        self, networks: dict[str, nn.Module], batches: Batches, fitted: NDArray[np.int64], labels: list[Label]
+        self,
+        networks: dict[str, nn.Module],
+        batches: Batches,
+        fitted: NDArray[np.int64],
+        labels: list[Label],
+        n_batches: int,
     ) -> None:
         """Train all decoders together; each has its own weights, so each learns as if alone."""
         decoders = nn.ModuleList(self.decoders_.values()).train()
         optimizer = torch.optim.Adam(decoders.parameters(), lr=self.learning_rate)
-        n_steps = self.max_epochs * -(-len(fitted) // self.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.max_epochs * n_batches)
         n_layers, losses = len(self.layers_.names), []
         with progress_bar(what="training decoders", progress=self.progress, total=self.max_epochs) as bar:
             for epoch in range(self.max_epochs):
-                summed = torch.zeros(n_layers)
+                summed = torch.zeros(2 * n_layers)
                 for batch in batches.subset(fitted, order_seed=self._seed + epoch):
                     _check_order(batch, labels)
                     found = self._losses(networks, batch)
-                    loss = torch.stack([*found[_MODEL], *found[_CONTROL]]).sum()
+                    each = torch.stack([*found[_MODEL], *found[_CONTROL]])
                     optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    each.sum().backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     schedule.step()
-                    summed += torch.stack(found[_MODEL]).detach().cpu() * len(batch)
+                    summed += each.detach().cpu() * len(batch)
                 losses.append(summed / len(fitted))
                 if not torch.isfinite(losses[-1]).all():
                     raise NonFiniteError(
                         f"The decoders diverged in epoch {epoch}. Give a smaller learning_rate than "
                         f"{self.learning_rate}."
                     )
-                bar.set_postfix(loss=f"{float(losses[-1].mean()):.3g}", refresh=False)
+                bar.set_postfix(loss=f"{float(losses[-1][:n_layers].mean()):.3g}", refresh=False)
                 bar.update()
         decoders.eval().requires_grad_(False)
-        self.losses_ = torch.stack(losses).double().numpy()
+        self.losses_ = torch.stack(losses)[:, :n_layers].double().numpy()
 
     def _losses(self, networks: dict[str, nn.Module], batch: Batch) -> dict[str, list[Tensor]]:
         """Run every network once and return each decoder's mean squared error."""
@@ -241,11 +256,18 @@ class LayerDecoderProbe(LayerEstimator):
             activations[kind][place] = output.clone()
 
         target = self._target(self._observe(networks, batch, keep))
+
+        def loss_of(decoder: nn.Module, activation: Tensor) -> Tensor:
+            decoded = decoder(activation)
+            if decoded.shape != target.shape:
+                raise InvalidDataError(
+                    f"A decoder turns {tuple(activation.shape)} into {tuple(decoded.shape)}, and the inputs have the "
+                    f"shape {tuple(target.shape)}. Mend what decoder= makes."
+                )
+            return nn.functional.mse_loss(decoded, target)
+
         return {
-            kind: [
-                nn.functional.mse_loss(decoder(activations[kind][place]), target)
-                for place, decoder in enumerate(self.decoders_[kind])
-            ]
+            kind: [loss_of(decoder, activations[kind][place]) for place, decoder in enumerate(self.decoders_[kind])]
             for kind in networks
         }
 

@@ -17,8 +17,9 @@ __all__ = ["train_only"]
 def train_only(model: nn.Module, layers: Recommendation | Iterable[str]) -> Iterator[list[nn.Parameter]]:
     """Freeze everything but some layers, for as long as the context lasts.
 
-    Frozen parameters get no gradient, and frozen modules that keep running statistics (batch
-    normalisation) do not update them, also when the training loop calls ``model.train()``.
+    Frozen parameters get no gradient, and frozen modules that keep buffers (the running statistics of batch
+    normalisation, the vectors of spectral normalisation) run in evaluation mode, so that they do not update
+    them, also when the training loop calls ``model.train()``.
 
     Parameters
     ----------
@@ -56,9 +57,8 @@ def train_only(model: nn.Module, layers: Recommendation | Iterable[str]) -> Iter
     (True, True)
     """
     model_place(model)
-    trained, kept_buffers = _trained_tensors(model, layers)
-    parameters = dict(model.named_parameters())
-    chosen = [parameter for name, parameter in parameters.items() if name in trained]
+    trained = _trained_tensors(model, layers)
+    chosen = [parameter for parameter in model.parameters() if id(parameter) in trained]
     if not chosen:
         raise InvalidDataError(
             "Nothing is to be trained: the advice is to keep every layer and the head. Use the model as it is, or "
@@ -66,20 +66,21 @@ def train_only(model: nn.Module, layers: Recommendation | Iterable[str]) -> Iter
         )
     frozen = [
         module
-        for name, module in model.named_modules()
-        if getattr(module, "running_mean", None) is not None
-        and f"{name}.running_mean".removeprefix(".") not in kept_buffers
+        for module in model.modules()
+        if next(module.buffers(recurse=False), None) is not None
+        and not any(id(tensor) in trained for tensor in (*module.parameters(), *module.buffers()))
     ]
     flags = [(module, module.training) for module in model.modules()]
-    requires_grad = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
+    requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     handles = []
     try:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in trained)
+        for parameter, _ in requires_grad:
+            parameter.requires_grad_(id(parameter) in trained)
         for module in frozen:
-            # In a hook, since the training loop's model.train() would undo a flag that is set once.
-            handles.append(module.register_forward_pre_hook(_evaluate))
-            module.eval()
+            # In a hook, since the training loop's model.train() would undo a flag that is set once; before all
+            # others, since spectral normalisation updates its vectors in one.
+            handles.append(module.register_forward_pre_hook(_evaluate, prepend=True))
+            module.training = False
         yield chosen
     finally:
         for handle in handles:
@@ -94,19 +95,19 @@ def _evaluate(module: nn.Module, _args: Any) -> None:
     module.training = False
 
 
-def _trained_tensors(model: nn.Module, layers: Recommendation | Iterable[str]) -> tuple[set[str], set[str]]:
-    """Return the names of the parameters to train and of the buffers to update."""
-    parameters = [name for name, _ in model.named_parameters()]
-    buffers = [name for name, _ in model.named_buffers()]
+def _trained_tensors(model: nn.Module, layers: Recommendation | Iterable[str]) -> set[int]:
+    """Return the ids of the parameters to train and of the buffers to update."""
+    # With duplicates, since a tied weight has two names and may be asked for by either.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = parameters | dict(model.named_buffers(remove_duplicate=False))
     if isinstance(layers, Recommendation):
         rows = [row for row in layers.table if row.name in layers.layers]
         rows += [layers.head] if layers.head.verdict == RETRAIN else []
-        trained = {name for row in rows for name in row.parameters}
-        for name in sorted(trained - set(parameters)):
+        named = {name for row in rows for name in row.parameters}
+        for name in sorted(named - set(parameters)):
             raise LayerNotFoundError.for_name(name, parameters, what="parameter")
-        return trained, {name for row in rows for name in row.buffers}
-    prefixes = tuple(f"{name}." for name in named_layers(model, layers))
-    return (
-        {name for name in parameters if name.startswith(prefixes)},
-        {name for name in buffers if name.startswith(prefixes)},
-    )
+        named |= {name for row in rows for name in row.buffers if name in tensors}
+    else:
+        prefixes = tuple(f"{name}." for name in named_layers(model, layers))
+        named = {name for name in tensors if name.startswith(prefixes)}
+    return {id(tensors[name]) for name in named}

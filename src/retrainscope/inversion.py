@@ -1,5 +1,6 @@
 """`GradientInverter`: rebuild the input from a layer's activations by descent on the input."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,13 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from retrainscope.base import LayerEstimator, measured_errors, reference_inputs
+from retrainscope.base import (
+    LayerEstimator,
+    check_class_counts,
+    check_inputs_vary,
+    measured_errors,
+    reference_inputs,
+)
 from retrainscope.batches import Batch, Batches, Inputs, Label
 from retrainscope.control import untrained_copy
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
@@ -83,20 +90,23 @@ def invert(
     """
     with torch.no_grad():
         target = features_of(inputs).detach().flatten(1)
-    scale = target.square().sum(dim=1).clamp_min(torch.finfo(target.dtype).tiny)
+    scale = target.square().sum(dim=1)
+    scale = torch.where(scale > torch.finfo(target.dtype).tiny, scale, 1.0)  # a layer may be silent for a sample
     rebuilt = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([rebuilt], lr=step)
     losses = []
     with torch.enable_grad():
         for _ in range(max_iter):
             errors = (features_of(rebuilt).flatten(1) - target).square().sum(dim=1) / scale
-            if not errors.requires_grad:
+            # The sum, not the mean: each sample's gradient is its own, whatever else is in the batch.
+            total = errors.sum()
+            gradient = torch.autograd.grad(total, rebuilt, allow_unused=True)[0] if total.requires_grad else None
+            if gradient is None:
                 raise UnsupportedModelError(
                     "No gradient flows from the layer to the input: something on the way detaches or rounds. "
                     "Leave the layer out, or use another estimator."
                 )
-            # The sum, not the mean: each sample's gradient is its own, whatever else is in the batch.
-            (rebuilt.grad,) = torch.autograd.grad(errors.sum(), rebuilt)
+            rebuilt.grad = gradient
             optimizer.step()
             with torch.no_grad():
                 rebuilt.clamp_(low, high)
@@ -212,7 +222,7 @@ class GradientInverter(LayerEstimator):
         if layer not in self.layers_.names:
             raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
         batches = self._batches(X, "given", self._seed)
-        with borrow(self.model, device=self.device, seed=self._seed) as model:
+        with torch.inference_mode(False), borrow(self.model, device=self.device, seed=self._seed) as model:
             network = self._control(model) if control else model
             bar = progress_bar(batches, what=f"inverting {layer}", progress=self.progress, total=batches.n_batches)
             parts = [self._invert(network, batch, layer) for batch in bar]
@@ -227,7 +237,7 @@ class GradientInverter(LayerEstimator):
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         for name in ("max_iter", "samples_per_class"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int | np.integer) or value < 1:
                 raise InvalidDataError(f"The {name!r} parameter must be a positive integer. Got {value!r}.")
         self._input_statistics(model, batches)
         self.known_errors_ = self._errors(model, batches)
@@ -257,9 +267,8 @@ class GradientInverter(LayerEstimator):
             total += float(values.sum())
             squares += float(values.square().sum())
             low, high = min(low, float(values.min())), max(high, float(values.max()))
-        variance = max(squares / n - (total / n) ** 2, 0.0)
-        if variance == 0:
-            raise InvalidDataError("The known inputs are all equal, so there is nothing to rebuild.")
+        variance = squares / n - (total / n) ** 2
+        check_inputs_vary(low < high and variance > 0)
         self._mean, self._std, self._low, self._high = total / n, variance**0.5, low, high
         self._input_variance = variance * n / n_samples
 
@@ -267,6 +276,8 @@ class GradientInverter(LayerEstimator):
         """Invert the first samples of each class at every layer, with the model and with the control."""
         control = self._control(model)
         chosen = list(self._first_of_each_class(batches))
+        counts = Counter(label for batch in chosen for label in batch.labels or (None,) * len(batch))
+        check_class_counts(tuple(counts), np.array([*counts.values()], dtype=np.float64), batches.name)
         counter, moments = GroupCounter(), None
         jobs = len(chosen) * len(self.layers_.names) * 2
         with progress_bar(what=f"inverting {batches.name}", progress=self.progress, total=jobs) as bar:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from retrainscope.batches import Batch, Inputs, as_batches
-from retrainscope.exceptions import LayerNotRunError, ReusedLayerError, UnsupportedModelError
+from retrainscope.exceptions import LayerNotFoundError, LayerNotRunError, ReusedLayerError, UnsupportedModelError
 from retrainscope.tracing import borrow, call_model, model_place, named_layers, run_layers
 
 __all__ = ["Layers", "find_layers"]
@@ -33,8 +34,9 @@ class Layers:
         The module that produces the model's output.
     parameters : dict of str to tuple of str
         For each layer and for the head the names of the parameters that it owns. A parameter belongs to the
-        first layer whose output is measured at or after the place where it is first used, else to the head;
-        a normalisation outside any layer counts with the layer that it follows.
+        first layer whose output is measured at or after the place where it is first used, else to the head
+        (and what is first used inside the head, to the head);
+        a normalisation outside any layer counts with what it follows.
     buffers : dict of str to tuple of str
         The same for buffers, such as the running statistics of batch normalisation.
     n_parameters : dict of str to int
@@ -73,7 +75,8 @@ def find_layers(
     layers : iterable of str, optional
         The layers to measure. None takes every module that has weights of its own (convolutions, linear
         layers, recurrent ones) but the head; where such a module stands alone in a block, with at most
-        normalisation, activation, pooling or dropout around it, the block.
+        normalisation, activation, pooling or dropout around it, the block. What does not return a tensor
+        (attention, recurrent layers outside such a block) is passed over, and counts with the layer after it.
     head : str, optional
         The module that produces the output. None takes the last one with weights that runs.
     input_layer : str, optional
@@ -134,17 +137,21 @@ def layers_of(
     with torch.no_grad():
         run_layers(model, inputs, names, note_shape)
     parameters = dict(model.named_parameters())
-    # There is no common base class of normalisations, and many are home-made: the class name tells.
-    norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
-    owned = _owners(run, names, head, parameters, norms)
+    inside = {name: set(module.modules()) for name, module in named_layers(model, (*names, head)).items()}
+    owners = _owners(run, names, head, inside)
+
+    def owned(tensors: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(t for t in tensors if owners.get(t) == name) for name in (*names, head)}
+
+    owned_parameters = owned(parameters)
     flops = [run.flops[name] // n_samples for name in names]
     return Layers(
         names=names,
         shapes={name: shapes[name] for name in names},
         head=head,
-        parameters=owned,
-        buffers=_owners(run, names, head, dict(model.named_buffers()), norms),
-        n_parameters={name: sum(parameters[p].numel() for p in owned[name]) for name in owned},
+        parameters=owned_parameters,
+        buffers=owned(dict(model.named_buffers())),
+        n_parameters={name: sum(parameters[p].numel() for p in mine) for name, mine in owned_parameters.items()},
         flops=dict(
             zip(
                 (*names, head),
@@ -161,8 +168,9 @@ class _Run:
     """What happened when in a forward pass; times count events."""
 
     ends: dict[str, list[int]] = field(default_factory=dict)
+    returns_tensor: dict[str, bool] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
-    users: dict[str, str] = field(default_factory=dict)
+    users: dict[str, nn.Module] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)
     total_flops: int = 0
     now: int = 0
@@ -171,39 +179,41 @@ class _Run:
 class _UseRecorder(TorchFunctionMode):
     """Note when each parameter or buffer is first given to an operation, and inside which module."""
 
-    def __init__(self, names: dict[int, str], run: _Run, stack: list[str]) -> None:
+    def __init__(self, names: dict[int, str], run: _Run, stack: list[nn.Module]) -> None:
         super().__init__()
         self.names, self.run, self.stack = names, run, stack
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # To ask for a tensor's type, shape or device is not to use it.
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            return result
         for leaf in tree_leaves((args, kwargs)):
             name = self.names.get(id(leaf)) if isinstance(leaf, Tensor) else None
             if name is not None and name not in self.run.uses:
                 self.run.now += 1
                 self.run.uses[name] = self.run.now
-                self.run.users[name] = self.stack[-1] if self.stack else ""
-        return func(*args, **(kwargs or {}))
+                self.run.users[name] = self.stack[-1]
+        return result
 
 
 def _dry_run(model: nn.Module, inputs: Inputs) -> _Run:
     from torch.utils.flop_counter import FlopCounterMode
 
-    run, stack = _Run(), list[str]()
+    run, stack = _Run(), [model]
     tensors = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     counter = FlopCounterMode(display=False)
 
-    def entered(name: str) -> None:
-        stack.append(name)
-
-    def left(name: str) -> None:
+    def left(name: str, output: Any) -> None:
         run.now += 1
         run.ends.setdefault(name, []).append(run.now)
+        run.returns_tensor[name] = isinstance(output, Tensor)
         run.flops[name] = counter.get_total_flops()
         stack.pop()
 
     with ExitStack() as opened, torch.no_grad():
         for name, module in model.named_modules(remove_duplicate=False):
-            opened.enter_context(_watched(module, name, entered, left))
+            opened.enter_context(_watched(module, name, stack.append, left))
         opened.enter_context(counter)
         opened.enter_context(_UseRecorder(tensors, run, stack))
         call_model(model, inputs)
@@ -213,10 +223,10 @@ def _dry_run(model: nn.Module, inputs: Inputs) -> _Run:
 
 @contextmanager
 def _watched(
-    module: nn.Module, name: str, entered: Callable[[str], None], left: Callable[[str], None]
+    module: nn.Module, name: str, entered: Callable[[nn.Module], None], left: Callable[[str, Any], None]
 ) -> Iterator[None]:
-    before = module.register_forward_pre_hook(lambda *_: entered(name))
-    after = module.register_forward_hook(lambda *_: left(name))
+    before = module.register_forward_pre_hook(lambda *_: entered(module))
+    after = module.register_forward_hook(lambda _module, _args, output: left(name, output))
     try:
         yield
     finally:
@@ -227,9 +237,7 @@ def _watched(
 def _find_head(model: nn.Module, run: _Run) -> str:
     """Take the last module that has parameters of its own and runs."""
     owning: list[str] = [
-        name
-        for name, module in model.named_modules()
-        if name in run.ends and name and next(module.parameters(recurse=False), None) is not None
+        name for name, module in model.named_modules() if name in run.ends and name and _own_parameters(name, module)
     ]
     if not owning:
         raise UnsupportedModelError(
@@ -243,32 +251,43 @@ def _default_layers(model: nn.Module, run: _Run, head: str, input_layer: str | N
     modules = dict(model.named_modules())
 
     def has_weights(name: str) -> bool:
-        own = modules[name].parameters(recurse=False)
-        return name != "" and name in run.ends and any(p.ndim > 1 for p in own)
+        return name != "" and name in run.ends and any(p.ndim > 1 for p in _own_parameters(name, modules[name]))
 
     weighted = [name for name in modules if has_weights(name)]
-    apart = {head, input_layer}
+    apart = [name for name in (head, input_layer) if name is not None]
 
     def stands_alone(block: str) -> bool:
         inside = [name for name in weighted if name.startswith(f"{block}.")]
-        return len(inside) == 1 and len(run.ends.get(block, ())) == 1
+        holds_apart = any(f"{other}.".startswith(f"{block}.") for other in apart)
+        return len(inside) == 1 and len(run.ends.get(block, ())) == 1 and not holds_apart
 
     chosen = []
     for name in weighted:
-        if name in apart or any(other and name.startswith(f"{other}.") for other in apart):
+        if any(f"{name}.".startswith(f"{other}.") for other in apart):
             continue
-        while "." in name and stands_alone(name.rpartition(".")[0]):
-            name = name.rpartition(".")[0]
-        chosen.append(name)
+        candidates = [name]
+        while "." in candidates[-1] and stands_alone(candidates[-1].rpartition(".")[0]):
+            candidates.append(candidates[-1].rpartition(".")[0])
+        chosen += [candidate for candidate in candidates if run.returns_tensor[candidate]][-1:]
     if not chosen:
         raise UnsupportedModelError(
-            f"The model has no layer with weights besides its head {head!r}. Name the layers with layers=, or "
-            "another head with head=."
+            f"The model has no layer with weights that returns a tensor besides its head {head!r}. Name the layers "
+            "with layers=, or another head with head=."
         )
-    return tuple(chosen)
+    return tuple(dict.fromkeys(chosen))
+
+
+def _own_parameters(name: str, module: nn.Module) -> list[nn.Parameter]:
+    """Return a module's own parameters, with those that its parametrised weights are made from."""
+    if "parametrizations" in name.split("."):
+        return []  # part of the module whose weights it makes
+    own = list(module.parameters(recurse=False))
+    return own + list(module.get_submodule("parametrizations").parameters()) if is_parametrized(module) else own
 
 
 def _check_runs(run: _Run, names: tuple[str, ...], head: str) -> None:
+    if not names:
+        raise LayerNotFoundError("The 'layers' parameter must name at least one layer. Leave it out for the default.")
     if head in names:
         raise UnsupportedModelError(
             f"The layer {head!r} is the model's head, which is reported on its own. Leave it out of layers=, or "
@@ -287,18 +306,21 @@ def _check_runs(run: _Run, names: tuple[str, ...], head: str) -> None:
             )
 
 
-def _owners(
-    run: _Run, names: tuple[str, ...], head: str, tensors: Iterable[str], norms: set[str]
-) -> dict[str, tuple[str, ...]]:
-    """Give each parameter or buffer to a layer; norms are the normalisation modules."""
-    ends = [(run.ends[name][0], name) for name in names]
-    owned: dict[str, list[str]] = {name: [] for name in (*names, head)}
-    for tensor in tensors:
-        if tensor not in run.uses:
-            continue
-        time, user = run.uses[tensor], run.users[tensor]
-        at_or_after = next((name for end, name in ends if end >= time), head)
-        before = [name for end, name in ends if end < time]
-        inside = user == at_or_after or user.startswith(f"{at_or_after}.")
-        owned[before[-1] if before and not inside and user in norms else at_or_after].append(tensor)
-    return {name: tuple(parameters) for name, parameters in owned.items()}
+def _owners(run: _Run, names: tuple[str, ...], head: str, inside: dict[str, set[nn.Module]]) -> dict[str, str]:
+    """Give each parameter and buffer that is used to a layer; `inside` tells the modules of each layer."""
+    owners: dict[str, str] = {}
+    previous = None
+    for tensor, time in run.uses.items():  # in the order of use
+        user = run.users[tensor]
+        owner = next((name for name in names if run.ends[name][0] >= time), head)
+        if user in inside[head]:
+            owner = head
+        elif previous is not None and user not in inside[owner] and _is_norm(user):
+            owner = previous
+        owners[tensor] = previous = owner
+    return owners
+
+
+def _is_norm(module: nn.Module) -> bool:
+    # There is no common base class of normalisations, and many are home-made: the class name tells.
+    return "norm" in type(module).__name__.lower()

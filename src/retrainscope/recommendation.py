@@ -282,6 +282,10 @@ def _novel_classes(known: Batches, unknown: Batches) -> bool | None:
 
 
 def _check_estimators(estimators: Sequence[LayerEstimator], model: nn.Module) -> None:
+    if not isinstance(estimators, Sequence):
+        raise InvalidDataError(
+            f"The 'estimators' parameter must be a list of estimators. Got {type(estimators).__name__} instead."
+        )
     if not estimators:
         raise InvalidDataError("The 'estimators' parameter is empty. Give at least one estimator, or None.")
     for estimator in estimators:

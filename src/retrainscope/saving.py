@@ -13,7 +13,7 @@ import numpy as np
 
 from retrainscope.exceptions import MissingExtraError, ResultFormatError
 
-__all__ = ["SCHEMA_VERSION", "from_plain", "import_pandas", "load_json", "save_json", "to_plain"]
+__all__ = ["SCHEMA_VERSION", "from_plain", "import_pandas", "load_json", "save_json", "to_plain", "write_text"]
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
@@ -22,7 +22,15 @@ T = TypeVar("T")
 def save_json(result: Any, path: str | Path) -> None:
     """Write a result dataclass to a file."""
     document = {"retrainscope": type(result).__name__, "schema": SCHEMA_VERSION, "result": to_plain(result)}
-    Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all: first beside it, then in its place."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def load_json(kind: type[T], path: str | Path) -> T:
@@ -62,7 +70,7 @@ def to_plain(value: Any) -> Any:
         return value
     raise ResultFormatError(
         f"A {type(value).__name__} ({value!r}) cannot be saved: class labels must be strings, numbers, "
-        "booleans or None."
+        "booleans, None or tuples of these."
     )
 
 
@@ -86,7 +94,12 @@ def from_plain(kind: Any, plain: Any) -> Any:
         return None if plain is None else from_plain(options[0], plain)
     if kind is float:
         return math.nan if plain is None else float(plain)
-    return plain
+    return _label(plain)
+
+
+def _label(plain: Any) -> Any:
+    """Turn the lists of JSON back into tuples, which are what a label can be."""
+    return tuple(_label(item) for item in plain) if isinstance(plain, list) else plain
 
 
 def import_pandas() -> Any:

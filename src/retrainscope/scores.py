@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retrainscope.batches import Label
 from retrainscope.saving import load_json, save_json
-from retrainscope.tables import html_table, interval_text, number_text, text_table
+from retrainscope.tables import Table, interval_text, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,10 +108,10 @@ class LayerScores:
     n_samples: tuple[int, int]
 
     def __str__(self) -> str:
-        return f"{self._caption()}\n{text_table(*self._cells())}"
+        return str(self.as_table())
 
     def _repr_html_(self) -> str:
-        return html_table(*self._cells(), caption=self._caption())
+        return self.as_table()._repr_html_()
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a layer as a pandas DataFrame.
@@ -158,15 +158,9 @@ class LayerScores:
         """
         return load_json(cls, path)
 
-    def _caption(self) -> str:
+    def as_table(self) -> Table:
+        """Return the scores as a table: one row a layer, one column for each class of the unknown data."""
         known, unknown = self.n_samples
-        return (
-            f"{self.estimator}: {self.measure} ({self.unit}); {known} known and {unknown} unknown samples; "
-            f"need in nats against the {self.reference_name}"
-        )
-
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        header = ["layer", "known", "unknown", "need", "90 % interval", *map(str, self.classes)]
         rows = [
             [
                 layer,
@@ -178,7 +172,12 @@ class LayerScores:
             ]
             for i, layer in enumerate(self.layers)
         ]
-        return header, rows
+        return Table(
+            f"{self.estimator}: {self.measure} ({self.unit}); {known} known and {unknown} unknown samples; "
+            f"need in nats against the {self.reference_name}",
+            ["layer", "known", "unknown", "need", "90 % interval", *map(str, self.classes)],
+            rows,
+        )
 
 
 def score(

@@ -137,6 +137,7 @@ class ActivationSpread(LayerEstimator):
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         self.moments_ = self._moments(model, batches)
+        check_class_counts(self.moments_[_INPUT].classes, self.moments_[_INPUT].class_counts, "known")
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         known, unknown = self.moments_, self._moments(model, batches)

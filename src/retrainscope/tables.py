@@ -2,9 +2,11 @@
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["html_table", "interval_text", "number_text", "text_table"]
+__all__ = ["Table", "html_table", "interval_text", "number_text", "text_table"]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -40,3 +42,41 @@ def interval_text(interval: Sequence[float], digits: int = 2) -> str:
     """Write an interval as "[low, high]"; a dash where there is none."""
     low, high = interval
     return f"[{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as data, for a terminal, a notebook or a page.
+
+    Attributes
+    ----------
+    title : str
+    header : sequence of str
+    rows : sequence of sequence of str
+    note : str
+        Said under the table.
+    wordy : bool
+        Whether the cells are sentences, which wrap, rather than numbers.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    wordy: bool = False
+
+    def __str__(self) -> str:
+        body = self._paragraphs() if self.wordy else text_table(self.header, self.rows)
+        return "\n".join(part for part in (self.title, body, self.note) if part)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.header, self.rows, caption=self.title)
+
+    def _paragraphs(self) -> str:
+        """Lay out sentences below each other, as they do not fit side by side."""
+        lines = []
+        for row in self.rows:
+            lines.append("  ".join(row[:2]))
+            for name, cell in list(zip(self.header, row, strict=True))[2:]:
+                lines += textwrap.wrap(f"{name}: {cell}", 100, initial_indent="   ", subsequent_indent="     ")
+        return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from retrainscope.batches import Inputs
 from retrainscope.exceptions import (
@@ -126,10 +126,11 @@ def run_layers(
             call_model(model, inputs)
     except _AllSeen:
         return
-    raise LayerNotRunError(
-        f"These layers do not run in the forward pass: {', '.join(sorted(set(modules) - set(seen)))}. "
-        "Leave them out of layers=."
-    )
+    missing = sorted(set(modules) - set(seen))
+    if missing:
+        raise LayerNotRunError(
+            f"These layers do not run in the forward pass: {', '.join(missing)}. Leave them out of layers=."
+        )
 
 
 @contextmanager
@@ -147,8 +148,9 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
     """Lend a model for measuring and give it back bit for bit, on every path.
 
     Inside, every module is in evaluation mode and the global random generators of torch, numpy and Python
-    start from `seed`. On leaving, each module's training flag, every buffer, every parameter's gradient
-    and ``requires_grad``, and the states of the global generators are what they were.
+    start from `seed`, and no parameter has a gradient. On leaving, each module's training flag, every
+    buffer, every parameter's gradient and ``requires_grad``, and the states of the global generators are
+    what they were.
 
     Parameters
     ----------
@@ -169,10 +171,12 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
     """
     home, _ = model_place(model)
     flags = [(module, module.training) for module in model.modules()]
+    tables = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone(), _version(buffer))
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
+        (buffer, buffer.clone(), _version(buffer))
+        for _, table in tables
+        for buffer in table.values()
+        if buffer is not None
     ]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     with _random_states_kept():
@@ -182,21 +186,25 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
             torch.manual_seed(seed)
             for module, _ in flags:
                 module.training = False
-            target = torch.device(home if device is None else device)
+            for parameter, _, _ in parameters:
+                parameter.grad = None  # what accumulates in place must not reach the owner's gradient
+            # A tensor tells which of several devices "cuda" means.
+            target = home if device is None else torch.empty(0, device=device).device
             yield model if target == home else copy_model(model).to(target)
         finally:
             for module, flag in flags:
                 module.training = flag
-            for module, name, buffer, content, version in buffers:
-                module._buffers[name] = buffer
-                if buffer is None or content is None:
-                    continue
+            for module, table in tables:
+                module._buffers.clear()
+                module._buffers.update(table)
+            for buffer, content, version in buffers:
                 # Written to only where it has changed: a graph of the user's may still hold the buffer.
                 if version != _version(buffer) or not torch.equal(buffer, content):
-                    with torch.no_grad():
+                    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                         buffer.copy_(content)
             for parameter, requires_grad, gradient in parameters:
-                parameter.requires_grad_(requires_grad)
+                if parameter.requires_grad != requires_grad:
+                    parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
 
 
@@ -212,8 +220,10 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """Call the model with a tensor by position, with a mapping by keyword."""
-    return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+    """Call the model with a tensor by position, with a mapping by keyword; it may write into its copy of them."""
+    if isinstance(inputs, Tensor):
+        return model(inputs.clone())
+    return model(**{key: tensor.clone() for key, tensor in inputs.items()})
 
 
 def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -223,8 +233,8 @@ def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     parameters = list(model.parameters())
     if not parameters:
         raise UnsupportedModelError("The model has no parameters, so there is nothing to retrain.")
-    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
-        raise UnsupportedModelError("The model has lazy parameters. Run one batch through it first.")
+    if any(is_lazy(tensor) for tensor in (*parameters, *model.buffers())):
+        raise UnsupportedModelError("The model has lazy parameters or buffers. Run one batch through it first.")
     devices = {parameter.device for parameter in parameters}
     if len(devices) > 1:
         raise UnsupportedModelError(
@@ -301,6 +311,6 @@ def _random_states_kept() -> Iterator[None]:
             torch.mps.set_rng_state(mps)
 
 
-def _version(buffer: Tensor | None) -> int:
+def _version(buffer: Tensor) -> int:
     """Tell how often a tensor was written to in place; tensors of inference mode do not count that."""
-    return 0 if buffer is None or buffer.is_inference() else buffer._version
+    return 0 if buffer.is_inference() else buffer._version

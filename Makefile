@@ -1,0 +1,44 @@
+# `make help` lists the targets. Nothing but Python 3.11 or newer and make has to be there before.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install study test test-browser lint readme build clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(READY)  ## make .venv and install the package with everything that tests and checks need
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[frame,plot,report]'
+	@touch $@
+
+study: $(READY)  ## run the MNIST study on the bundled data; the report goes to study/report.html
+	$(BIN)/retrainscope mnist --out study
+
+test: $(READY)  ## run all tests but those that need a browser, with branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-browser: $(READY)  ## open the report in headless Chromium (must be installed) and look at it
+	$(BIN)/python -m pytest -m browser
+
+lint: $(READY)  ## check style (ruff) and types (mypy, strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+readme: $(READY)  ## run the study with five seeds and put its figure and table into the README
+	$(BIN)/retrainscope mnist --seeds 5 --out study
+	$(BIN)/python scripts/update_readme.py study
+
+build: $(READY)  ## build wheel and sdist into dist/
+	$(BIN)/python -m build
+
+clean:  ## remove the environment and everything that was made
+	rm -rf $(VENV) build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,197 @@
+"""One self-contained HTML page from results: text, tables and figures, nothing from elsewhere."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrainscope.advice import Recommendation
+from retrainscope.exceptions import MissingExtraError
+from retrainscope.plotting import plot_class_needs, plot_needs
+from retrainscope.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Picture", "Section", "advice_section", "render", "write_report"]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A figure, the name of its file and the words under it."""
+
+    name: str
+    caption: str
+    figure: "Figure"
+
+    @property
+    def wide(self) -> bool:
+        """Whether the figure is too wide for a phone, and is to be scrolled there."""
+        return float(self.figure.get_figwidth()) > 7
+
+    @property
+    def source(self) -> str:
+        """The picture as a data URI, to stand in a page."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="svg")
+        return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A part of a page: a title, then paragraphs, tables and pictures."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def advice_section(advice: Recommendation, *, title: str = "The advice") -> Section:
+    """Show a recommendation: its table, the needs by layer and by class.
+
+    Parameters
+    ----------
+    advice : Recommendation
+    title : str
+
+    Returns
+    -------
+    Section
+    """
+    pictures = [Picture("needs", "Need of every layer with its 90 % interval, and the verdict.", plot_needs(advice))]
+    pictures += [
+        Picture(
+            f"class-needs-{place + 1}",
+            f"Need of every class of the unknown data, layer by layer: {scores.estimator}.",
+            plot_class_needs(scores),
+        )
+        for place, scores in enumerate(advice.scores)
+        if scores.classes
+    ]
+    return Section(title, [advice.summary()], [advice.as_table()], pictures)
+
+
+def render(title: str, sections: Sequence[Section], *, footer: str = "") -> str:
+    """Write sections as one HTML page; every text is escaped.
+
+    Parameters
+    ----------
+    title : str
+    sections : sequence of Section
+    footer : str
+
+    Returns
+    -------
+    str
+        The page: styles and pictures inside, no script, light and dark.
+
+    Raises
+    ------
+    MissingExtraError
+        If jinja2 or matplotlib is not installed.
+    """
+    try:
+        from jinja2 import Environment
+    except ImportError as error:
+        raise MissingExtraError.for_package("jinja2", "report") from error
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
+    return template.render(title=title, sections=sections, footer=footer)
+
+
+def write_report(path: str | Path, title: str, sections: Sequence[Section], *, footer: str = "") -> Path:
+    """Render sections into a file and return its path."""
+    path = Path(path)
+    path.write_text(render(title, sections, footer=footer), encoding="utf-8")
+    return path
+
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --page: #ffffff; --line: #d0d7de;
+  --band: #f6f8fa; --link: #0550ae; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6edf3; --soft: #9da7b3; --page: #0d1117; --line: #30363d; --band: #161b22; --link: #79b8ff; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; }
+h2 { font-size: 1.25rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
+a { color: var(--link); }
+nav ul { padding-left: 1.2rem; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
+.words td { min-width: 7rem; max-width: 18rem; }
+.words td:first-child { min-width: 0; }
+thead th { border-bottom: 2px solid var(--line); }
+tbody tr:nth-child(even) { background: var(--band); }
+td { white-space: nowrap; } .words td { white-space: normal; }
+figure { overflow-x: auto; }
+.wide img { min-width: 44rem; }
+@media (max-width: 44rem) {
+  .words thead { display: none; }
+  .words, .words tbody, .words tr, .words td { display: block; max-width: none; border: 0; }
+  .words tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .words td::before { content: attr(data-name) ": "; color: var(--soft); }
+}
+figure { margin: 1.4rem 0; }
+figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
+.title { margin: 1.4rem 0 -.4rem; font-weight: 600; font-size: .9rem; }
+figcaption, footer, .note { color: var(--soft); font-size: .9rem; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<nav aria-label="Contents"><ul>
+{% for section in sections %}
+<li><a href="#part-{{ loop.index }}">{{ section.title }}</a></li>
+{% endfor %}
+</ul></nav>
+{% for section in sections %}
+<section>
+<h2 id="part-{{ loop.index }}">{{ section.title }}</h2>
+{% for paragraph in section.paragraphs %}
+<p>{{ paragraph }}</p>
+{% endfor %}
+{% for table in section.tables %}
+{% if table.title %}
+<p class="title">{{ table.title }}</p>
+{% endif %}
+<div class="table" tabindex="0" role="region" aria-label="{{ table.title or section.title }}">
+<table{% if table.wordy %} class="words"{% endif %}>
+<thead><tr>{% for cell in table.header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in table.rows %}
+<tr>{% for cell in row %}<td data-name="{{ table.header[loop.index0] }}">{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}
+
+{% endfor %}
+{% for picture in section.pictures %}
+<figure{% if picture.wide %} class="wide"{% endif %}>
+<img src="{{ picture.source }}" alt="{{ picture.caption }}">
+<figcaption>{{ picture.caption }}</figcaption>
+</figure>
+{% endfor %}
+</section>
+{% endfor %}
+<footer>{{ footer }}</footer>
+</body>
+</html>
+"""

@@ -1,0 +1,496 @@
+"""recommend_layers: verdicts, pooling and cost by hand, and what is refused."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import Counted, unchanged
+from networks import Failing, TokenNet, classifier, samples
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import retrainscope as rs
+from retrainscope.exceptions import (
+    InvalidDataError,
+    LayerNotFoundError,
+    MissingExtraError,
+    NonFiniteError,
+    ResultFormatError,
+    UnsupportedModelError,
+)
+from retrainscope.recommendation import DEFAULT_THRESHOLD, combine
+
+NAN = float("nan")
+
+
+def layers_named(*names, n_parameters=None, flops=None):
+    """Make the description of a network of these layers and a head."""
+    every = (*names, "head")
+    return rs.Layers(
+        names=names,
+        shapes=dict.fromkeys(names, (3,)),
+        head="head",
+        parameters={name: (f"{name}.weight",) for name in every},
+        buffers={name: (f"{name}.running_mean",) for name in every},
+        n_parameters=dict(zip(every, n_parameters or [10] * len(every), strict=True)),
+        flops=dict(zip(every, flops or [100] * len(every), strict=True)),
+        unused=(),
+    )
+
+
+def scores_of(intervals, *, values=None, per_class=None, estimator="Ruler"):
+    """Make scores with these intervals, and with needs in their middle."""
+    interval = np.array(intervals, dtype=float)
+    n_layers, classes = len(interval), tuple(per_class or {})
+    class_intervals = np.array([per_class[label] for label in classes], dtype=float).reshape(-1, n_layers, 2)
+    raw, by_class = np.ones(n_layers), np.ones((len(classes), n_layers))
+    return rs.LayerScores(
+        estimator=estimator,
+        measure="length",
+        unit="cm",
+        reference_name="input",
+        layers=tuple(f"l{i}" for i in range(n_layers)),
+        values=interval.mean(axis=1) if values is None else np.array(values, dtype=float),
+        interval=interval,
+        classes=classes,
+        per_class=class_intervals.mean(axis=2),
+        per_class_interval=class_intervals,
+        known=raw,
+        unknown=raw,
+        known_reference=raw,
+        unknown_reference=raw,
+        known_classes=("k",),
+        known_per_class=np.ones((1, n_layers)),
+        unknown_per_class=by_class,
+        known_per_class_reference=np.ones((1, n_layers)),
+        unknown_per_class_reference=by_class,
+        n_samples=(20, 30),
+    )
+
+
+HIGH, LOW, ACROSS, NONE = (1.5, 2.5), (-0.5, 0.5), (0.5, 1.5), (NAN, NAN)
+
+
+def advice_on(*intervals, novel=True, threshold=1.0, **options):
+    """Combine the scores of one estimator on as many layers as there are intervals."""
+    names = tuple(f"l{i}" for i in range(len(intervals)))
+    return combine([scores_of(intervals)], layers_named(*names, **options), novel=novel, threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        (HIGH, "retrain"),
+        (LOW, "keep"),
+        (ACROSS, "undecided"),
+        (NONE, "undecided"),
+        ((1.0, 2.0), "undecided"),
+        ((0.0, 1.0), "undecided"),
+    ],
+)
+def test_verdict_of_a_layer(interval, verdict):
+    """A layer is to be retrained if its whole interval lies above the threshold, to be kept if it lies below."""
+    assert advice_on(interval).table[0].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("intervals", "novel", "whole", "head"),
+    [
+        # Nothing to retrain: the head depends on whether there are new classes.
+        ([LOW, LOW, LOW], False, "none", "keep"),
+        ([LOW, LOW, LOW], True, "head", "retrain"),
+        ([LOW, LOW, LOW], None, "none", "undecided"),
+        # Where, by the mean place.
+        ([HIGH, LOW, LOW, LOW], True, "lower", "retrain"),
+        ([HIGH, LOW, LOW], False, "lower", "retrain"),
+        ([LOW, HIGH, LOW], None, "middle", "retrain"),
+        ([LOW, LOW, HIGH], False, "upper", "retrain"),
+        ([LOW, HIGH, HIGH], True, "upper", "retrain"),
+        ([LOW, HIGH, HIGH, LOW], True, "middle", "retrain"),
+        ([HIGH, LOW, HIGH], True, "middle", "retrain"),
+        ([LOW, HIGH, LOW, LOW], True, "middle", "retrain"),  # a third of the way is no longer low
+        ([LOW, LOW, HIGH, LOW], True, "middle", "retrain"),
+        ([HIGH, HIGH, HIGH], False, "all", "retrain"),
+        ([HIGH], False, "all", "retrain"),
+        # Undecided only where nothing is decided upon.
+        ([ACROSS, LOW, LOW], True, "undecided", "retrain"),
+        ([LOW, NONE, LOW], False, "undecided", "undecided"),
+        ([ACROSS, ACROSS], None, "undecided", "undecided"),
+        ([ACROSS, LOW, HIGH], False, "upper", "retrain"),
+    ],
+)
+def test_verdict_of_the_whole(intervals, novel, whole, head):
+    """The verdict names the region of the layers to retrain; the head follows from new classes and from the layers."""
+    rec = advice_on(*intervals, novel=novel)
+    assert rec.verdict == whole
+    assert rec.head.verdict == head
+    assert rec.layers == tuple(f"l{i}" for i, interval in enumerate(intervals) if interval is HIGH)
+
+
+def test_threshold_moves_the_verdict():
+    """The same needs call for less retraining under a higher threshold; the threshold is kept with the advice."""
+    verdicts = [advice_on((0.2, 0.4), (0.6, 0.8), threshold=t).verdict for t in (0.1, 0.5, 0.9)]
+    assert verdicts == ["all", "upper", "head"]
+    assert advice_on(HIGH, threshold=0.5).threshold == 0.5
+
+
+def test_estimators_are_pooled_by_their_precision():
+    """Needs and intervals are means, each weighted by one over the squared width of its interval.
+
+    The first interval is 1 wide and the second 2, so the weights are 1 and 1/4: (1 * 1 + 2 / 4) / (5 / 4) = 1.2.
+    """
+    rec = combine(
+        [scores_of([(0.5, 1.5)], values=[1.0], estimator="A"), scores_of([(1.0, 3.0)], values=[2.0], estimator="B")],
+        layers_named("l0"),
+        novel=True,
+        threshold=1.0,
+    )
+    row = rec.table[0]
+    np.testing.assert_allclose(row.need, 1.2)
+    np.testing.assert_allclose(row.interval, ((0.5 + 1.0 / 4) / 1.25, (1.5 + 3.0 / 4) / 1.25))
+    assert row.needs == {"A": 1.0, "B": 2.0}
+    assert row.intervals == {"A": (0.5, 1.5), "B": (1.0, 3.0)}
+
+
+@pytest.mark.parametrize("missing", [(NAN, NONE), (1.0, NONE), (NAN, HIGH), (1.0, (NAN, 2.0))])
+def test_an_estimator_without_a_value_has_no_say(missing):
+    """Where one estimator has no need or no whole interval, the others decide alone."""
+    value, interval = missing
+    rec = combine(
+        [scores_of([(1.5, 2.5)], values=[2.0]), scores_of([interval], values=[value])],
+        layers_named("l0"),
+        novel=True,
+        threshold=1.0,
+    )
+    assert rec.table[0].need == 2.0
+    assert rec.table[0].interval == (1.5, 2.5)
+    assert rec.layers == ("l0",)
+
+
+def test_no_estimator_with_a_value():
+    """Where no estimator has a value the need is NaN and the verdict undecided, without a warning."""
+    rec = combine([scores_of([NONE]), scores_of([NONE])], layers_named("l0"), novel=False, threshold=1.0)
+    assert np.isnan(rec.table[0].need)
+    assert rec.verdict == "undecided"
+
+
+def test_intervals_without_width_count_alike():
+    """Estimators that are both sure beyond doubt are averaged, not divided by zero."""
+    rec = combine(
+        [scores_of([(1.0, 1.0)], values=[1.0]), scores_of([(3.0, 3.0)], values=[3.0])],
+        layers_named("l0"),
+        novel=True,
+        threshold=1.0,
+    )
+    np.testing.assert_allclose(rec.table[0].need, 2.0)
+
+
+def test_layers_of_each_class():
+    """Each class has the layers whose interval for that class alone lies above the threshold."""
+    scores = scores_of([ACROSS, ACROSS], per_class={"a": [HIGH, LOW], "b": [HIGH, HIGH], 3: [LOW, NONE]})
+    rec = combine([scores], layers_named("l0", "l1"), novel=True, threshold=1.0)
+    assert rec.per_class == {"a": ("l0",), "b": ("l0", "l1"), 3: ()}
+    assert advice_on(HIGH).per_class == {}
+
+
+@pytest.mark.parametrize(
+    ("intervals", "novel", "parameters", "backward"),
+    [
+        # Parameters 1, 2, 3 and 4 (head) of 10; forward work 10, 20, 30 and 40. Everything: 100 for the weights and
+        # 90 for the gradients above the first layer.
+        ([LOW, LOW, LOW], False, 0.0, 0.0),
+        ([LOW, LOW, LOW], True, 0.4, 40 / 190),
+        ([LOW, LOW, HIGH], True, 0.7, (30 + 40 + 40) / 190),
+        ([HIGH, LOW, LOW], True, 0.5, (10 + 40 + 90) / 190),
+        ([HIGH, HIGH, HIGH], True, 1.0, 1.0),
+        ([LOW, HIGH, LOW], False, 0.6, (20 + 40 + 70) / 190),
+    ],
+)
+def test_cost_by_hand(intervals, novel, parameters, backward):
+    """Trained layers cost their weights' gradients, and all above the lowest of them the gradient that passes."""
+    rec = advice_on(*intervals, novel=novel, n_parameters=[1, 2, 3, 4], flops=[10, 20, 30, 40])
+    np.testing.assert_allclose(rec.cost["parameters"], parameters)
+    np.testing.assert_allclose(rec.cost["backward"], backward)
+
+
+def test_cost_without_countable_work():
+    """Where no operation was counted the share of the work is 0, not a division by zero."""
+    assert advice_on(HIGH, flops=[0, 0]).cost["backward"] == 0.0
+
+
+def test_rows_tell_what_each_layer_owns():
+    """Each row has its layer's parameters, buffers and share; the head has no need of its own."""
+    rec = advice_on(HIGH, LOW, n_parameters=[1, 2, 5])
+    assert [row.name for row in rec.table] == ["l0", "l1"]
+    assert [row.n_parameters for row in (*rec.table, rec.head)] == [1, 2, 5]
+    assert [row.share for row in (*rec.table, rec.head)] == [1 / 8, 2 / 8, 5 / 8]
+    assert rec.table[0].parameters == ("l0.weight",)
+    assert rec.table[0].buffers == ("l0.running_mean",)
+    assert np.isnan(rec.head.need)
+    assert rec.head.needs == {}
+
+
+@pytest.mark.parametrize(
+    ("intervals", "novel", "text"),
+    [
+        ([LOW, LOW], False, "Verdict: none. Nothing needs retraining for this data."),
+        (
+            [LOW, LOW],
+            True,
+            "Verdict: head. Retrain head: 33.3% of the parameters, 20% of the backward work of training everything.",
+        ),
+        (
+            [LOW, HIGH],
+            True,
+            "Verdict: upper. Retrain l1, head: 66.7% of the parameters, 60% of the backward work of training "
+            "everything.",
+        ),
+        (
+            [ACROSS, LOW],
+            True,
+            "Verdict: undecided. No layer's need is clearly above the threshold and at least one may be: give more "
+            "samples, or try the layers marked undecided.",
+        ),
+    ],
+)
+def test_summary(intervals, novel, text):
+    """The summary says in words what to do, and what it costs."""
+    rec = advice_on(*intervals, novel=novel)
+    assert rec.summary() == text
+    assert str(rec).endswith(text)
+
+
+def test_text_has_a_row_a_layer_and_the_head():
+    """The table shows parameters, need, interval and verdict of every layer, and the head as such."""
+    lines = str(advice_on(HIGH, LOW, n_parameters=[1000, 2, 1])).split("\n")
+    assert lines[0].split() == ["layer", "parameters", "share", "need", "90", "%", "interval", "verdict"]
+    assert lines[2].split() == ["l0", "1,000", "99.7%", "2.00", "[1.50,", "2.50]", "retrain"]
+    assert lines[4].split() == ["head", "(head)", "1", "0.1%", "-", "-", "retrain"]
+
+
+def test_estimators_of_one_class_are_told_apart():
+    """Two estimators of the same class have two names, and the table shows the needs of both."""
+    scores = [scores_of([HIGH], values=[v], estimator=name) for v, name in ((2.0, "A"), (1.75, "B"), (2.25, "A"))]
+    rec = combine(scores, layers_named("l0"), novel=True, threshold=1.0)
+    assert rec.table[0].needs == {"A-1": 2.0, "B": 1.75, "A-3": 2.25}
+    lines = str(rec).split("\n")
+    assert lines[0].split()[3:6] == ["A-1", "B", "A-3"]
+    assert lines[2].split()[3:6] == ["2.00", "1.75", "2.25"]
+    assert rec.to_frame()[["need[A-1]", "need[A-3]"]].iloc[0].tolist() == [2.0, 2.25]
+
+
+def test_html_escapes():
+    """A layer's name cannot bring markup into a notebook."""
+    rec = combine([scores_of([HIGH])], layers_named("<script>"), novel=True, threshold=1.0)
+    page = rec._repr_html_()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "Verdict: all" in page
+
+
+def test_frame_has_a_row_a_layer_and_the_head():
+    """The frame has the layers in order and the head last, which has no need."""
+    frame = advice_on(HIGH, LOW).to_frame()
+    assert frame["layer"].tolist() == ["l0", "l1", "head"]
+    assert frame["verdict"].tolist() == ["retrain", "keep", "retrain"]
+    np.testing.assert_array_equal(frame["need"], [2.0, 0.0, NAN])
+    np.testing.assert_array_equal(frame["need[Ruler]"], [2.0, 0.0, NAN])
+    np.testing.assert_array_equal(frame[["need_low", "need_high"]], [HIGH, LOW, NONE])
+
+
+def test_frame_without_pandas_names_the_extra(monkeypatch):
+    """Without pandas the error says how to install it."""
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"retrainscope\[frame\]"):
+        advice_on(HIGH).to_frame()
+
+
+def test_a_saved_recommendation_comes_back(tmp_path):
+    """What was saved is loaded again: every field, with NaN and labels as they were, and the same text."""
+    scores = scores_of([HIGH, NONE], per_class={"a": [HIGH, LOW], 3: [LOW, NONE]})
+    rec = combine([scores], layers_named("l0", "l1"), novel=True, threshold=1.0, estimators=("Ruler()",))
+    rec.save(tmp_path / "rec.json")
+    back = rs.Recommendation.load(tmp_path / "rec.json")
+    assert str(back) == str(rec)
+    assert back.per_class == {"a": ("l0",), 3: ()}
+    assert repr(back.table) == repr(rec.table)
+    assert repr(back.head) == repr(rec.head)
+    for name in ("layers", "verdict", "cost", "threshold", "estimators", "versions"):
+        assert getattr(back, name) == getattr(rec, name)
+    np.testing.assert_array_equal(back.scores[0].per_class_interval, scores.per_class_interval)
+
+
+def test_scores_are_no_recommendation(tmp_path):
+    """A file of scores is not read as a recommendation."""
+    scores_of([HIGH]).save(tmp_path / "scores.json")
+    with pytest.raises(ResultFormatError, match=r"holds no Recommendation \(found: LayerScores\)"):
+        rs.Recommendation.load(tmp_path / "scores.json")
+
+
+def test_made_by_is_kept():
+    """The advice keeps the estimators with their settings, and the versions that made it."""
+    model, known = classifier(), samples()
+    rec = rs.recommend_layers(model, known, known, layers=["2"], batch_size=9, random_state=3)
+    assert rec.estimators == (
+        "ActivationSpread(batch_size=9, device=None, head=None, input_layer=None, layers=['2'], random_state=3)",
+    )
+    assert set(rec.versions) == {"retrainscope", "torch", "numpy", "scikit-learn", "python"}
+    assert rec.versions["torch"] == torch.__version__
+    assert rec.threshold == DEFAULT_THRESHOLD == 0.15
+
+
+def test_default_is_the_spread():
+    """Without estimators the advice is that of ActivationSpread with its default settings."""
+    model, known, unknown = classifier(), samples(), samples(seed=1)
+    rec = rs.recommend_layers(model, known, unknown, random_state=0)
+    scores = rs.ActivationSpread(model, random_state=0).fit(known).score_layers(unknown)
+    assert [s.estimator for s in rec.scores] == ["ActivationSpread"]
+    np.testing.assert_array_equal(rec.scores[0].interval, scores.interval)
+    np.testing.assert_allclose([row.need for row in rec.table], scores.values, rtol=1e-12)
+
+
+def test_known_data_again_needs_nothing():
+    """Data of the known distribution calls for nothing: no layer's interval lies above the threshold."""
+    rec = rs.recommend_layers(classifier(), samples(400), samples(400, seed=1), random_state=0, threshold=0.5)
+    assert rec.verdict == "none"
+    assert rec.layers == ()
+    assert rec.head.verdict == "keep"
+    assert rec.cost == {"parameters": 0.0, "backward": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "head"),
+    [
+        (samples(400), samples(400, classes=(0, 5), seed=1), "retrain"),
+        (samples(400), samples(400, classes=(0,), seed=1), "keep"),
+        (samples(400)[0], samples(400, seed=1), "undecided"),
+        (samples(400), samples(400, seed=1)[0], "undecided"),
+    ],
+)
+def test_the_head_follows_from_new_classes(known, unknown, head):
+    """The head is to be retrained if the unknown data has a class that the known data lacks; without labels who knows.
+
+    The threshold is beyond every need, so that the layers say nothing.
+    """
+    assert rs.recommend_layers(classifier(), known, unknown, threshold=9.0, random_state=0).head.verdict == head
+
+
+def test_several_estimators():
+    """Estimators of different kinds are fitted, scored and pooled, and each is named."""
+    model, known, unknown = classifier(), samples(), samples(seed=1)
+    estimators = [
+        rs.ActivationSpread(model, random_state=0),
+        rs.GradientInverter(model, max_iter=2, random_state=0),
+        rs.LayerDecoderProbe(model, max_epochs=1, random_state=0),
+    ]
+    rec = rs.recommend_layers(model, known, unknown, estimators=estimators)
+    assert list(rec.table[0].needs) == ["ActivationSpread", "GradientInverter", "LayerDecoderProbe"]
+    assert len(rec.estimators) == len(rec.scores) == 3
+
+
+@pytest.mark.parametrize("form", ["tensors", "dataset", "loader", "mapping"])
+def test_every_form_of_data(form):
+    """The same samples give the same needs in whatever form they come."""
+    model = classifier(dtype=torch.float64)
+    (X, y), (Z, w) = samples(), samples(classes=(0, 7), seed=1)
+    forms = {
+        "tensors": lambda X, y: (X, torch.tensor(y)),
+        "dataset": lambda X, y: TensorDataset(X, torch.tensor(y)),
+        "loader": lambda X, y: DataLoader(TensorDataset(X, torch.tensor(y)), batch_size=7),
+        "mapping": lambda X, y: {"input": X, "labels": y},
+    }
+    rec = rs.recommend_layers(model, forms[form](X, y), forms[form](Z, w), random_state=0)
+    expected = rs.recommend_layers(model, (X, y), (Z, w), random_state=0)
+    np.testing.assert_allclose(rec.scores[0].values, expected.scores[0].values, rtol=1e-9)
+    assert rec.head == replace(expected.head, need=rec.head.need, interval=rec.head.interval)
+
+
+def test_token_ids_with_an_input_layer():
+    """Token ids are measured from their embedding on, and refused without one."""
+    model, ids, y = TokenNet(), torch.randint(0, 10, (40, 3)), torch.arange(40) % 2
+    rec = rs.recommend_layers(model, (ids, y), (ids, y), layers=["mix"], input_layer="embedding", random_state=0)
+    assert [row.name for row in rec.table] == ["mix"]
+    with pytest.raises(InvalidDataError, match="name the embedding with input_layer="):
+        rs.recommend_layers(model, (ids, y), (ids, y))
+
+
+def test_model_and_random_states_are_given_back():
+    """After the advice the model and the global random states are bit for bit what they were."""
+    model = classifier()
+    model[0].weight.grad = torch.ones(8, 4)
+    with unchanged(model):
+        rs.recommend_layers(model, samples(), samples(seed=1), random_state=0)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_model_is_given_back_after_an_error(at):
+    """Wherever the model fails, it is given back as it was."""
+    model = nn.Sequential(nn.Linear(4, 8), Failing(at, RuntimeError("boom")), nn.Linear(8, 3), nn.Linear(3, 2))
+    with unchanged(model), pytest.raises(RuntimeError, match="boom"):
+        rs.recommend_layers(model, samples(), samples(seed=1), batch_size=20, random_state=0)
+
+
+@pytest.mark.parametrize(
+    ("estimators", "message"),
+    [
+        ([], r"'estimators' parameter is empty. Give at least one estimator, or None"),
+        ([nn.Linear(1, 1)], r"must hold estimators such as ActivationSpread\(model\). Got Linear instead"),
+        ([rs.ActivationSpread], r"must hold estimators such as ActivationSpread\(model\). Got ABCMeta instead"),
+        (rs.ActivationSpread(nn.Linear(1, 1)), r"must be a list of estimators. Got ActivationSpread instead"),
+        ((e for e in ()), r"must be a list of estimators. Got generator instead"),
+        ([rs.ActivationSpread(nn.Linear(1, 1))], r"ActivationSpread was made for another model than the one given"),
+    ],
+)
+def test_estimators_that_do_not_fit(estimators, message):
+    """The estimators must be a list of estimators, made for the same model."""
+    with pytest.raises(InvalidDataError, match=message):
+        rs.recommend_layers(classifier(), samples(), samples(), estimators=estimators)
+
+
+def test_estimators_of_different_layers():
+    """Estimators that measure different layers cannot be pooled."""
+    model = classifier()
+    with pytest.raises(InvalidDataError, match=r"measure different layers: 0, 2 and 2\. Give them the same layers="):
+        rs.recommend_layers(
+            model,
+            samples(),
+            samples(),
+            estimators=[rs.ActivationSpread(model), rs.ActivationSpread(model, layers=["2"])],
+        )
+
+
+@pytest.mark.parametrize("option", [{"layers": ["2"]}, {"head": "4"}, {"input_layer": "0"}])
+def test_layers_beside_estimators(option):
+    """What to measure is said once: with estimators, to them."""
+    model = classifier()
+    with pytest.raises(InvalidDataError, match="give layers, head and input_layer to the estimators themselves"):
+        rs.recommend_layers(model, samples(), samples(), estimators=[rs.ActivationSpread(model)], **option)
+
+
+@pytest.mark.parametrize("threshold", [NAN, float("inf")])
+def test_threshold_must_be_finite(threshold):
+    """A threshold that no need can be compared with is refused."""
+    with pytest.raises(InvalidDataError, match=r"'threshold' parameter must be a finite number of nats. Got"):
+        rs.recommend_layers(classifier(), samples(), samples(), threshold=threshold)
+
+
+def test_shapes_must_agree():
+    """Known and unknown samples of different shape are refused before the model is run."""
+    (X, y), counted = samples(), Counted()
+    with pytest.raises(InvalidDataError, match=r"must have the same shape. Got \(4,\) and \(3,\)"):
+        rs.recommend_layers(nn.Sequential(counted, *classifier()), (X, y), (X[:, :3], y))
+    assert counted.calls == 0
+
+
+def test_errors_of_data_and_model():
+    """Errors of the parts come through: layers, models and data that do not fit."""
+    with pytest.raises(LayerNotFoundError, match="no layer named '9'"):
+        rs.recommend_layers(classifier(), samples(), samples(), layers=["9"])
+    with pytest.raises(UnsupportedModelError, match="no parameters"):
+        rs.recommend_layers(nn.ReLU(), samples(), samples())
+    X, y = samples()
+    X[7] = NAN
+    with pytest.raises(NonFiniteError, match="unknown data has NaN or infinity in batch 1"):
+        rs.recommend_layers(classifier(), samples(), (X, y), batch_size=5)
