@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-browser lint readme build clean
+.PHONY: help install study test test-browser lint bench readme build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ lint: $(READY)  ## check style (ruff) and types (mypy, strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)  ## how often known data gets the verdict none, over 20 networks
+	$(BIN)/python benchmarks/null_verdict.py
 
 readme: $(READY)  ## run the study with five seeds and put its figure and table into the README
 	$(BIN)/retrainscope mnist --seeds 5 --out study

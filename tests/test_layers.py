@@ -639,3 +639,10 @@ def test_model_that_cannot_be_measured_is_refused(model, message):
     """A model that cannot be borrowed is refused first of all."""
     with pytest.raises(UnsupportedModelError, match=message):
         find_layers(model, X)
+
+
+def test_layer_around_the_head_is_refused():
+    """A layer that contains the head lies not below it, and cannot be advised on."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    with pytest.raises(UnsupportedModelError, match=r"'1' contains the model's head '1.1'.*Name layers below"):
+        find_layers(model, torch.zeros(4, 3), layers=["0", "1"])

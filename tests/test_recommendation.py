@@ -238,6 +238,11 @@ def test_rows_tell_what_each_layer_owns():
         ([LOW, LOW], False, "Verdict: none. Nothing needs retraining for this data."),
         (
             [LOW, LOW],
+            None,
+            "Verdict: none. No layer needs retraining; whether the head does cannot be told without labels.",
+        ),
+        (
+            [LOW, LOW],
             True,
             "Verdict: head. Retrain head: 33.3% of the parameters, 20% of the backward work of training everything.",
         ),
@@ -251,7 +256,7 @@ def test_rows_tell_what_each_layer_owns():
             [ACROSS, LOW],
             True,
             "Verdict: undecided. No layer's need is clearly above the threshold and at least one may be: give more "
-            "samples, or try the layers marked undecided.",
+            "samples (an interval takes at least four of every class), or try the layers marked undecided.",
         ),
     ],
 )

@@ -280,7 +280,7 @@ def test_embed_of_a_misspelt_layer():
     model.add_module("conv1", nn.Linear(4, 4))
     model.add_module("head", nn.Linear(4, 2))
     spread = rs.ActivationSpread(model).fit(samples())
-    with pytest.raises(LayerNotFoundError, match=r"no layer named 'conv2'. Did you mean 'conv1'"):
+    with pytest.raises(LayerNotFoundError, match=r"no measured layer named 'conv2'. Did you mean 'conv1'"):
         spread.embed(samples()[0], "conv2")
 
 
@@ -295,3 +295,10 @@ def test_embed_with_too_few_samples():
     spread = rs.ActivationSpread(classifier()).fit(samples(20))
     with pytest.raises(ValueError, match="perplexity"):
         spread.embed(samples(20)[0], "0")
+
+
+def test_embed_of_a_layer_with_one_feature():
+    """A layer of one feature has a map too."""
+    model = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2))
+    spread = rs.ActivationSpread(model, random_state=0).fit(samples())
+    assert spread.embed(samples()[0], "0", perplexity=5).shape == (60, 2)

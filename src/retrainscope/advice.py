@@ -108,9 +108,11 @@ class Recommendation:
         text = f"Verdict: {self.verdict}. "
         if self.verdict == UNDECIDED:
             return text + (
-                "No layer's need is clearly above the threshold and at least one may be: give more samples, or "
-                "try the layers marked undecided."
+                "No layer's need is clearly above the threshold and at least one may be: give more samples (an "
+                "interval takes at least four of every class), or try the layers marked undecided."
             )
+        if not trained and self.head.verdict == UNDECIDED:
+            return text + "No layer needs retraining; whether the head does cannot be told without labels."
         if not trained:
             return text + "Nothing needs retraining for this data."
         return text + (

@@ -1,7 +1,8 @@
 """`LayerEstimator`: the contract of everything that scores layers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -13,10 +14,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from retrainscope.batches import Batch, Batches, Inputs, Label, as_batches, input_shapes
-from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
 from retrainscope.layers import Layers, layers_of
 from retrainscope.moments import ClassMoments, class_means, half_samples
-from retrainscope.scores import LayerScores, Measured
+from retrainscope.scores import LayerScores, Measured, score
 from retrainscope.tracing import borrow, model_place
 
 __all__ = [
@@ -25,8 +26,8 @@ __all__ = [
     "check_class_counts",
     "check_inputs_vary",
     "check_same_shape",
-    "measured_errors",
     "reference_inputs",
+    "score_errors",
 ]
 
 N_RESAMPLES = 400
@@ -38,8 +39,8 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
 
     An estimator is made for one model. ``fit(known)`` measures the known data, and learns from it what it
     has to; ``score_layers(unknown)`` measures the unknown data and returns the needs. A subclass brings
-    `_measure_known` and `_score`. The model is only borrowed: after
-    any call, also one that fails, it is bit for bit what it was.
+    `_measure_known` and `_score`. The model is only borrowed: after any call, also one that fails, it is bit
+    for bit what it was.
 
     Attributes
     ----------
@@ -78,7 +79,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         InvalidDataError, LayerNotFoundError, UnsupportedModelError
             Before any work, where data or layers do not fit.
         """
-        seed = int(check_random_state(self.random_state).randint(2**31))
+        seed = _seed(self.random_state)
         batches = self._batches(known, "known", seed)
         with _autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
             first = batches.first()
@@ -119,6 +120,17 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             check_same_shape(self._input_shapes, batches.first())
             rng = np.random.default_rng(self._seed)
             return self._score(model, batches, rng)
+
+    @contextmanager
+    def _lent(self, X: Any, layer: str) -> Iterator[tuple[nn.Module, Batches]]:
+        """Lend the model to look at more samples of a measured layer."""
+        check_is_fitted(self, "layers_")
+        if layer not in self.layers_.names:
+            raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
+        batches = self._batches(X, "given", self._seed)
+        with _autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
+            check_same_shape(self._input_shapes, batches.first(), name="given")
+            yield model, batches
 
     @abstractmethod
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
@@ -176,12 +188,12 @@ def check_inputs_vary(varies: bool) -> None:
         raise InvalidDataError("The known inputs are all equal, so there is nothing to rebuild.")
 
 
-def check_same_shape(expected: dict[str, tuple[int, ...]], unknown: Batch) -> None:
-    """Refuse unknown data of another shape than the known."""
-    got = input_shapes(unknown.inputs)
+def check_same_shape(expected: dict[str, tuple[int, ...]], other: Batch, *, name: str = "unknown") -> None:
+    """Refuse data of another shape than the known."""
+    got = input_shapes(other.inputs)
     if got != expected:
         raise InvalidDataError(
-            f"The known and unknown samples must have the same shape. Got {_plain(expected)} and {_plain(got)}."
+            f"The known and {name} samples must have the same shape. Got {_plain(expected)} and {_plain(got)}."
         )
 
 
@@ -198,33 +210,67 @@ def check_class_counts(classes: tuple[Label, ...], counts: NDArray[np.float64], 
         )
 
 
-def measured_errors(
-    errors: ClassMoments, n_layers: int, name: str, rng: np.random.Generator, *, input_variance: float
-) -> Measured:
-    """Turn errors per sample into a measure.
+def score_errors(
+    known: ClassMoments,
+    unknown: ClassMoments,
+    *,
+    layers: tuple[str, ...],
+    estimator: str,
+    measure: str,
+    input_variance: float,
+    rng: np.random.Generator,
+) -> LayerScores:
+    """Compare the reconstruction errors of known and unknown samples, against those with the control.
 
     Parameters
     ----------
-    errors : ClassMoments
-        Of 2 * n_layers features: the errors with the model, then those with the control.
-    n_layers : int
-    name : str
-        ``"known"`` or ``"unknown"``, for error messages.
-    rng : numpy.random.Generator
-        For the resampling.
+    known, unknown : ClassMoments
+        Of 2 * n_layers features: each layer's error with the model, then each layer's with the control.
+    layers : tuple of n_layers str
+    estimator, measure : str
+        For the result.
     input_variance : float
         Variance of the known inputs, summed over their elements. An error of a hundredth of it counts as
         none: needs compare errors with that added.
+    rng : numpy.random.Generator
+        For the resampling.
+
+    Returns
+    -------
+    LayerScores
     """
-    check_class_counts(errors.classes, errors.class_counts, name)
-    means = class_means(errors, half_samples(errors.counts, N_RESAMPLES, rng))
-    return Measured(
-        values=means[..., :n_layers],
-        reference=means[..., n_layers:],
-        classes=errors.classes,
-        n_samples=int(errors.counts.sum()),
-        floor=_NEGLIGIBLE * input_variance,
+    labelled = None not in known.classes and None not in unknown.classes
+    if not labelled:
+        known, unknown = known.pooled(), unknown.pooled()
+
+    def measured(errors: ClassMoments, name: str) -> Measured:
+        check_class_counts(errors.classes, errors.class_counts, name)
+        means = class_means(errors, half_samples(errors.counts, N_RESAMPLES, rng))
+        return Measured(
+            values=means[..., : len(layers)],
+            reference=means[..., len(layers) :],
+            classes=errors.classes,
+            n_samples=int(errors.counts.sum()),
+            floor=_NEGLIGIBLE * input_variance,
+        )
+
+    return score(
+        measured(known, "known"),
+        measured(unknown, "unknown"),
+        layers=layers,
+        labelled=labelled,
+        estimator=estimator,
+        measure=measure,
+        unit="input units squared, summed",
+        reference_name="control",
     )
+
+
+def _seed(random_state: int | np.random.RandomState | None) -> int:
+    """Draw a seed; without a random state from fresh entropy, as numpy's global state is not ours to move."""
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**31))
+    return int(check_random_state(random_state).randint(2**31))
 
 
 def _plain(shapes: dict[str, tuple[int, ...]]) -> str:

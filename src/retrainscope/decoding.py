@@ -6,24 +6,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from retrainscope.base import (
     LayerEstimator,
     check_class_counts,
     check_inputs_vary,
-    measured_errors,
     reference_inputs,
+    score_errors,
 )
 from retrainscope.batches import Batch, Batches, Label
 from retrainscope.control import untrained_copy
 from retrainscope.decoders import Standardise, build_decoder
-from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError
+from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
 from retrainscope.progress import progress_bar
-from retrainscope.scores import LayerScores, score
-from retrainscope.tracing import borrow, run_layers
+from retrainscope.scores import LayerScores
+from retrainscope.tracing import run_layers
 
 __all__ = ["LayerDecoderProbe"]
 
@@ -137,13 +136,10 @@ class LayerDecoderProbe(LayerEstimator):
         Tensor of shape (n_samples, ...)
             In the order of X.
         """
-        check_is_fitted(self, "layers_")
-        if layer not in self.layers_.names:
-            raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
         rebuilt: list[Tensor] = []
-        kind, place = (_CONTROL if control else _MODEL), self.layers_.names.index(layer)
-        batches = self._batches(X, "given", self._seed)
-        with borrow(self.model, device=self.device, seed=self._seed) as model, torch.no_grad():
+        kind = _CONTROL if control else _MODEL
+        with self._lent(X, layer) as (model, batches), torch.no_grad():
+            place = self.layers_.names.index(layer)
             network = self._control(model) if control else model
 
             def decode(_: str, output: Tensor) -> None:
@@ -168,19 +164,14 @@ class LayerDecoderProbe(LayerEstimator):
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         networks = {_MODEL: model, _CONTROL: self._control(model)}
         known, unknown = self.known_errors_, self._errors(networks, batches)
-        labelled = None not in known.classes and None not in unknown.classes
-        if not labelled:
-            known, unknown = known.pooled(), unknown.pooled()
-        n_layers = len(self.layers_.names)
-        return score(
-            measured_errors(known, n_layers, "known", rng, input_variance=self._input_variance),
-            measured_errors(unknown, n_layers, "unknown", rng, input_variance=self._input_variance),
+        return score_errors(
+            known,
+            unknown,
             layers=self.layers_.names,
-            labelled=labelled,
             estimator=type(self).__name__,
             measure="squared error of the decoded input",
-            unit="input units squared, summed",
-            reference_name="control",
+            input_variance=self._input_variance,
+            rng=rng,
         )
 
     def _control(self, model: nn.Module) -> nn.Module:

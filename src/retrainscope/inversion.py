@@ -7,23 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from retrainscope.base import (
     LayerEstimator,
     check_class_counts,
     check_inputs_vary,
-    measured_errors,
     reference_inputs,
+    score_errors,
 )
 from retrainscope.batches import Batch, Batches, Inputs, Label
 from retrainscope.control import untrained_copy
-from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
+from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
 from retrainscope.progress import progress_bar
-from retrainscope.scores import LayerScores, score
-from retrainscope.tracing import borrow, replace_output, run_layers
+from retrainscope.scores import LayerScores
+from retrainscope.tracing import replace_output, run_layers
 
 __all__ = ["GradientInverter", "Inversion", "invert"]
 
@@ -218,11 +217,7 @@ class GradientInverter(LayerEstimator):
         Inversion
             In the order of X.
         """
-        check_is_fitted(self, "layers_")
-        if layer not in self.layers_.names:
-            raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
-        batches = self._batches(X, "given", self._seed)
-        with torch.inference_mode(False), borrow(self.model, device=self.device, seed=self._seed) as model:
+        with self._lent(X, layer) as (model, batches):
             network = self._control(model) if control else model
             bar = progress_bar(batches, what=f"inverting {layer}", progress=self.progress, total=batches.n_batches)
             parts = [self._invert(network, batch, layer) for batch in bar]
@@ -244,19 +239,14 @@ class GradientInverter(LayerEstimator):
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         known, unknown = self.known_errors_, self._errors(model, batches)
-        labelled = None not in known.classes and None not in unknown.classes
-        if not labelled:
-            known, unknown = known.pooled(), unknown.pooled()
-        n_layers = len(self.layers_.names)
-        return score(
-            measured_errors(known, n_layers, "known", rng, input_variance=self._input_variance),
-            measured_errors(unknown, n_layers, "unknown", rng, input_variance=self._input_variance),
+        return score_errors(
+            known,
+            unknown,
             layers=self.layers_.names,
-            labelled=labelled,
             estimator=type(self).__name__,
             measure=f"squared error of the input after {self.max_iter} steps",
-            unit="input units squared, summed",
-            reference_name="control",
+            input_variance=self._input_variance,
+            rng=rng,
         )
 
     def _input_statistics(self, model: nn.Module, batches: Batches) -> None:

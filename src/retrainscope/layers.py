@@ -293,6 +293,12 @@ def _check_runs(run: _Run, names: tuple[str, ...], head: str) -> None:
             f"The layer {head!r} is the model's head, which is reported on its own. Leave it out of layers=, or "
             "name another head with head=."
         )
+    for name in names:
+        if head.startswith(f"{name}."):
+            raise UnsupportedModelError(
+                f"The layer {name!r} contains the model's head {head!r}, so its output is not below the head. Name "
+                "layers below the head, or another head with head=."
+            )
     for name in (*names, head):
         if name not in run.ends:
             raise LayerNotRunError(

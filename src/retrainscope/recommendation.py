@@ -51,21 +51,16 @@ def recommend_layers(
         The trained network. It is only borrowed: afterwards it is bit for bit what it was.
     known, unknown : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
         Data that the model knows, best not its training data, and data that it does not. Of the same
-        shape; at least two samples a class, better fifty. Without labels less can be said.
+        shape; at least two samples of every class, four for an interval (below that the verdict is
+        undecided), better fifty. Without labels less can be said.
     estimators : sequence of unfitted LayerEstimator, optional
         Made for the same model. None measures with `ActivationSpread` alone, which is fast.
     layers, head, input_layer
         What to measure; see `find_layers`. With `estimators`, give these to the estimators.
     threshold : float, optional
         In nats. None is 0.15.
-    batch_size : int
-        Samples a forward pass, for data that is not batched.
-    device : device, optional
-        Where to measure; None: where the model lies.
-    random_state : int, RandomState or None
-        For everything that is drawn.
-    progress : bool or None
-        None shows bars on a terminal only.
+    batch_size, device, random_state, progress
+        As in `ActivationSpread`, for the default estimator. Estimators that are given keep their own.
 
     Returns
     -------

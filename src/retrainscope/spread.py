@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts, reference_inputs
@@ -14,7 +13,7 @@ from retrainscope.batches import Batches, Label
 from retrainscope.moments import ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores, Measured, score
-from retrainscope.tracing import borrow, named_layers, run_layers
+from retrainscope.tracing import run_layers
 
 __all__ = ["ActivationSpread"]
 
@@ -107,6 +106,7 @@ class ActivationSpread(LayerEstimator):
         X : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
             Known and unknown samples together: maps made apart cannot be compared.
         layer : str
+            One of ``layers_.names``.
         perplexity : float
             Must be less than the number of samples.
 
@@ -118,11 +118,8 @@ class ActivationSpread(LayerEstimator):
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
 
-        check_is_fitted(self, "layers_")
-        named_layers(self.model, [layer])
-        batches = self._batches(X, "given", self._seed)
         collected: list[Tensor] = []
-        with borrow(self.model, device=self.device, seed=self._seed) as model, torch.no_grad():
+        with self._lent(X, layer) as (model, batches), torch.no_grad():
             for batch in progress_bar(
                 batches, what=f"activations of {layer}", progress=self.progress, total=batches.n_batches
             ):
@@ -130,9 +127,9 @@ class ActivationSpread(LayerEstimator):
         features = torch.cat(collected).numpy().astype(np.float64)
         if min(features.shape) > 50:  # as the authors of t-SNE advise, for speed and against noise
             features = PCA(50, random_state=self._seed).fit_transform(features)
-        mapped: NDArray[np.float64] = TSNE(perplexity=perplexity, init="pca", random_state=self._seed).fit_transform(
-            features
-        )
+        init = "pca" if features.shape[1] > 1 else "random"
+        tsne = TSNE(perplexity=perplexity, init=init, random_state=self._seed)
+        mapped: NDArray[np.float64] = tsne.fit_transform(features)
         return mapped
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:

@@ -25,13 +25,19 @@ from retrainscope.spread import ActivationSpread
 __all__ = [
     "KNOWN",
     "LAYERS",
+    "N_CHECK",
     "POLICIES",
     "UNKNOWN",
     "Pictures",
     "SeedResult",
+    "Split",
+    "few_of",
+    "images_of",
     "mirrored_decoder",
     "paper_network",
     "run_seed",
+    "split_roles",
+    "trained",
 ]
 
 KNOWN, UNKNOWN = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
@@ -108,7 +114,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
     """Who sees what. No sample plays two roles."""
 
     training: tuple[Tensor, Tensor]  # digits 0-4: the network learns from them
@@ -164,12 +170,10 @@ def run_seed(
     (SeedResult, Pictures)
     """
     clock = _Clock(say)
-    split = _split(mnist)
-    torch.manual_seed(seed)
+    split = split_roles(mnist)
     clock.start("training the network on digits 0-4")
-    network = paper_network()
-    _train(network, *split.training, epochs=_EPOCHS, seed=seed)
-    known_test, unknown_test = (_of(split.test, digits) for digits in (KNOWN, UNKNOWN))
+    network = trained(split.training, seed)
+    known_test, unknown_test = (images_of(split.test, digits) for digits in (KNOWN, UNKNOWN))
     accuracy = _accuracy(network, *known_test)
 
     common: dict[str, Any] = {"random_state": seed, "progress": progress}
@@ -186,7 +190,7 @@ def run_seed(
     decoding = probe.score_layers(split.unknown)
 
     clock.start("the advice and its check")
-    few = _first(split.unknown, UNKNOWN, N_CHECK)
+    few = few_of(split.unknown, UNKNOWN, N_CHECK)
     advice = recommend_layers(network, split.known, few, **common)
     null = recommend_layers(network, split.known, known_test, **common)
     check = _check(network, advice, few, unknown_test, seed)
@@ -229,7 +233,8 @@ class _Clock:
             self.seconds[self._what] = time.perf_counter() - self._since
 
 
-def _split(mnist: Mnist) -> _Split:
+def split_roles(mnist: Mnist) -> Split:
+    """Give every image its role."""
     train = torch.from_numpy(mnist.train_images), torch.from_numpy(mnist.train_labels)
     test = torch.from_numpy(mnist.test_images), torch.from_numpy(mnist.test_labels)
     first, second = [], []
@@ -238,33 +243,38 @@ def _split(mnist: Mnist) -> _Split:
         first.append(rows[: 2 * len(rows) // 3])
         second.append(rows[2 * len(rows) // 3 :])
     halves = [torch.cat(rows).sort().values for rows in (first, second)]
-    return _Split(
+    return Split(
         training=(train[0][halves[0]], train[1][halves[0]]),
         known=(train[0][halves[1]], train[1][halves[1]]),
-        unknown=_of(train, UNKNOWN),
+        unknown=images_of(train, UNKNOWN),
         test=test,
     )
 
 
-def _of(data: tuple[Tensor, Tensor], digits: Sequence[int]) -> tuple[Tensor, Tensor]:
+def images_of(data: tuple[Tensor, Tensor], digits: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Take all samples of some digits."""
     rows = torch.isin(data[1], torch.tensor(digits))
     return data[0][rows], data[1][rows]
 
 
-def _first(data: tuple[Tensor, Tensor], digits: Sequence[int], n: int) -> tuple[Tensor, Tensor]:
+def few_of(data: tuple[Tensor, Tensor], digits: Sequence[int], n: int) -> tuple[Tensor, Tensor]:
     """Take the first n samples of each digit."""
     rows = torch.cat([torch.nonzero(data[1] == digit)[:n, 0] for digit in digits])
     return data[0][rows], data[1][rows]
 
 
-def _train(network: nn.Module, X: Tensor, y: Tensor, *, epochs: int, seed: int) -> None:
+def trained(training: tuple[Tensor, Tensor], seed: int) -> nn.Sequential:
+    """Train the paper's network on the known digits."""
+    torch.manual_seed(seed)
+    network, (X, y) = paper_network(), training
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _ in range(epochs):
+    for _ in range(_EPOCHS):
         for rows in torch.split(torch.randperm(len(X), generator=order), 2 * _BATCH):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(X[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+    return network
 
 
 def _retrain(module: nn.Module, parameters: list[nn.Parameter], X: Tensor, y: Tensor, seed: int) -> None:
@@ -318,7 +328,7 @@ def _check(
 
 
 def _sweep(
-    network: nn.Sequential, split: _Split, budgets: Sequence[int], seed: int, progress: bool | None
+    network: nn.Sequential, split: Split, budgets: Sequence[int], seed: int, progress: bool | None
 ) -> dict[str, dict[str, dict[int, float]]]:
     """Add each unknown digit alone, and all of them, to the known ones; retrain by every policy."""
     tasks = {f"0-4 and {digit}": (*KNOWN, digit) for digit in UNKNOWN} | {"0-9": (*KNOWN, *UNKNOWN)}
@@ -328,11 +338,11 @@ def _sweep(
     with progress_bar(what="retraining", progress=progress, total=total) as bar:
         for task, digits in tasks.items():
             sweep[task] = {policy: {} for policy in POLICIES}
-            test = _of(split.test, digits)
+            test = images_of(split.test, digits)
             place = torch.zeros(10, dtype=torch.long)
             place[list(digits)] = torch.arange(len(digits))
             for budget in budgets:
-                X, y = _first(pool, digits, budget)
+                X, y = few_of(pool, digits, budget)
                 for policy, start in POLICIES.items():
                     renewed = _with_new_head(network, len(digits), seed)
                     # What lies below the lowest retrained layer never changes: run through it once.
@@ -345,11 +355,9 @@ def _sweep(
     return sweep
 
 
-def _pictures(
-    split: _Split, spread: ActivationSpread, inverter: GradientInverter, probe: LayerDecoderProbe
-) -> Pictures:
-    mapped = _first(split.test, (*KNOWN, *UNKNOWN), 100)
-    shown, _ = _first(split.test, (*KNOWN, *UNKNOWN), 1)
+def _pictures(split: Split, spread: ActivationSpread, inverter: GradientInverter, probe: LayerDecoderProbe) -> Pictures:
+    mapped = few_of(split.test, (*KNOWN, *UNKNOWN), 100)
+    shown, _ = few_of(split.test, (*KNOWN, *UNKNOWN), 1)
     rows, losses = {}, {}
     for layer in LAYERS:
         for name, control in (("", False), (", untrained", True)):
