@@ -69,7 +69,8 @@ class Recommendation:
     verdict : str
         ``"none"``, ``"head"``, ``"upper"``, ``"middle"``, ``"lower"``, ``"all"`` or ``"undecided"``.
     per_class : dict of label to tuple of str
-        The layers that each class of the unknown data alone would call for.
+        The layers whose need for a class of the unknown data lies above the threshold. Classes differ by
+        themselves, known ones too, so this tells which class stands out, not what it alone would need.
     table : tuple of LayerAdvice
         One a layer, in the order of execution.
     scores : tuple of LayerScores

@@ -1,5 +1,6 @@
 """`LayerEstimator`: the contract of everything that scores layers."""
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from retrainscope.batches import Batch, Batches, Inputs, Label, as_batches, input_shapes
+from retrainscope.batches import Batch, Batches, Inputs, Label, as_batches, input_shapes, shapes_text
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
 from retrainscope.layers import Layers, layers_of
 from retrainscope.moments import ClassMoments, class_means, half_samples
@@ -23,8 +24,10 @@ from retrainscope.tracing import borrow, model_place
 __all__ = [
     "N_RESAMPLES",
     "LayerEstimator",
+    "baseline_classes",
     "check_class_counts",
     "check_inputs_vary",
+    "check_number",
     "check_same_shape",
     "reference_inputs",
     "score_errors",
@@ -83,10 +86,10 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         batches = self._batches(known, "known", seed)
         with _autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
             first = batches.first()
-            layers = layers_of(model, first, layers=self.layers, head=self.head, input_layer=self.input_layer)
-            _check_measurable(layers, self.input_layer)
             if self.input_layer is None:
                 reference_inputs(first.inputs)
+            layers = layers_of(model, first, layers=self.layers, head=self.head, input_layer=self.input_layer)
+            _check_measurable(layers, self.input_layer)
             self._seed, self._input_shapes, self.layers_ = seed, input_shapes(first.inputs), layers
             try:
                 self._measure_known(model, batches)
@@ -193,7 +196,7 @@ def check_same_shape(expected: dict[str, tuple[int, ...]], other: Batch, *, name
     got = input_shapes(other.inputs)
     if got != expected:
         raise InvalidDataError(
-            f"The known and {name} samples must have the same shape. Got {_plain(expected)} and {_plain(got)}."
+            f"The known and {name} samples must have the same shape. Got {shapes_text(expected)} and {shapes_text(got)}."
         )
 
 
@@ -208,6 +211,24 @@ def check_class_counts(classes: tuple[Label, ...], counts: NDArray[np.float64], 
             f"The {name} {which} {n} sample{'' if n == 1 else 's'}{more}; at least {least} a class are needed. Add "
             "samples, or leave the class out."
         )
+
+
+def baseline_classes(known: tuple[Label, ...], unknown: tuple[Label, ...]) -> tuple[Label, ...]:
+    """Return the known classes to compare with: if all unknown classes are known ones, just those.
+
+    Classes differ by themselves; the same classes in another domain are compared with themselves.
+    """
+    return unknown if set(unknown) <= set(known) else known
+
+
+def check_number(name: str, value: Any, *, whole: bool, below: float = np.inf) -> None:
+    """Refuse a parameter that is no positive number, or too large."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, kind) and not isinstance(value, bool) and 0 < value < below:
+        return
+    what = "a positive integer" if whole else "a positive number"
+    limit = f" below {below:g}" if np.isfinite(below) else ""
+    raise InvalidDataError(f"The {name!r} parameter must be {what}{limit}. Got {value!r} instead.")
 
 
 def score_errors(
@@ -240,7 +261,9 @@ def score_errors(
     LayerScores
     """
     labelled = None not in known.classes and None not in unknown.classes
-    if not labelled:
+    if labelled:
+        known = known.only(baseline_classes(known.classes, unknown.classes))
+    else:
         known, unknown = known.pooled(), unknown.pooled()
 
     def measured(errors: ClassMoments, name: str) -> Measured:
@@ -271,7 +294,3 @@ def _seed(random_state: int | np.random.RandomState | None) -> int:
     if random_state is None:
         return int(np.random.default_rng().integers(2**31))
     return int(check_random_state(random_state).randint(2**31))
-
-
-def _plain(shapes: dict[str, tuple[int, ...]]) -> str:
-    return str(shapes[""]) if list(shapes) == [""] else str(shapes)

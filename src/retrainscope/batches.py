@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 
-__all__ = ["Batch", "Batches", "Inputs", "Label", "as_batches", "input_shapes"]
+__all__ = ["Batch", "Batches", "Inputs", "Label", "as_batches", "input_shapes", "shapes_text"]
 
 Inputs = Tensor | dict[str, Tensor]
 Label = Hashable
@@ -68,12 +68,13 @@ class Batches:
     order_seed: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        empty = True
+        first = None
         for number, batch in enumerate(self._indexed() if self.indexed else self._streamed()):
-            empty = False
+            first = batch if first is None else first
+            self._check_alike(first, batch, number)
             self._check_finite(batch.inputs, number)
             yield replace(batch, inputs=self._placed(batch.inputs))
-        if empty:
+        if first is None:
             raise InvalidDataError(f"The {self.name} data is empty. Give at least two samples a class.")
 
     @property
@@ -135,6 +136,18 @@ class Batches:
         positions = np.arange(start, start + n) if rows is None else rows
         return Batch(tensors, _as_labels(labels, n, self.name), positions)
 
+    def _check_alike(self, first: Batch, batch: Batch, number: int) -> None:
+        if input_shapes(batch.inputs) != input_shapes(first.inputs):
+            raise InvalidDataError(
+                f"The {self.name} samples must all have the same shape. Got {shapes_text(input_shapes(first.inputs))} "
+                f"in the first batch and {shapes_text(input_shapes(batch.inputs))} in batch {number}. Pad or crop them."
+            )
+        if (batch.labels is None) != (first.labels is None):
+            raise InvalidDataError(
+                f"The {self.name} data has labels in some batches only (batch {number} differs from the first). Give "
+                "labels for all samples, or for none."
+            )
+
     def _check_finite(self, inputs: Inputs, number: int) -> None:
         for key, tensor in _items(inputs):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -178,7 +191,7 @@ def as_batches(
     InvalidDataError
         If the data is empty, of no known form, or can be run through only once.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
         raise InvalidDataError(f"The 'batch_size' parameter must be a positive integer. Got {batch_size!r}.")
     source = _as_source(data, name, batch_size)
     if isinstance(source, _Indexed) and source.n_samples == 0:
@@ -191,6 +204,11 @@ def input_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape[1:]) for key, tensor in _items(inputs)}
 
 
+def shapes_text(shapes: dict[str, tuple[int, ...]]) -> str:
+    """Write the shapes of one sample, for messages."""
+    return str(shapes[""]) if list(shapes) == [""] else str(shapes)
+
+
 @dataclass(frozen=True)
 class _Indexed:
     """Data whose samples can be reached one by one."""
@@ -200,7 +218,7 @@ class _Indexed:
 
 
 def _as_source(data: Any, name: str, batch_size: int) -> "_Indexed | Iterable[Any]":
-    if isinstance(data, Tensor | np.ndarray | Mapping) or type(data) is tuple:
+    if isinstance(data, Tensor | np.ndarray | Mapping | tuple):
         inputs, labels = _split(data, name)
         tensors = _as_tensors(inputs, name)
         n = _n_samples(tensors, name)
@@ -294,8 +312,8 @@ def _as_labels(labels: Any, n: int, name: str) -> tuple[Label, ...] | None:
         raise InvalidDataError(f"The {name} data has {n} samples but {len(labels)} labels.")
     plain = tuple(label.item() if isinstance(label, np.generic | Tensor) else label for label in labels)
     for label in plain:
-        if not isinstance(label, Hashable) or label != label:
-            raise InvalidDataError(f"The {name} labels must be hashable and not NaN. Got {label!r}.")
+        if not isinstance(label, Hashable) or label is None or label != label:
+            raise InvalidDataError(f"The {name} labels must be hashable, not None and not NaN. Got {label!r}.")
     return plain
 
 

@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retrainscope: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("retrainscope: interrupted; what is finished is kept in --out.", file=sys.stderr)
+        kept = "finished seeds are kept" if options.out else "nothing is kept without --out"
+        print(f"retrainscope: interrupted; {kept}.", file=sys.stderr)
         return 130
     return status
 
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="write report.html, study.json and the figures here, and keep finished "
         "seeds, so that a run that was stopped goes on"
     )  # fmt: skip
-    mnist.add_argument("--seed", type=int, default=0, metavar="S", help="the first seed (default: %(default)s)")
+    mnist.add_argument("--seed", type=_natural, default=0, metavar="S", help="the first seed (default: %(default)s)")
     mnist.add_argument("--seeds", type=_positive, default=3, metavar="N", help="how many seeds (default: %(default)s)")
     mnist.add_argument(
         "--full", action="store_true", help="use all of MNIST; fetched from OpenML without --mnist-folder"
@@ -64,10 +65,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    return _at_least(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _at_least(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}; got {text}")
+    return int(text)
 
 
 def _mnist(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from retrainscope.advice import RETRAIN, Recommendation
+from retrainscope.advice import RETRAIN, UNDECIDED, Recommendation
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError
 from retrainscope.tracing import model_place, named_layers
 
@@ -60,9 +60,11 @@ def train_only(model: nn.Module, layers: Recommendation | Iterable[str]) -> Iter
     trained = _trained_tensors(model, layers)
     chosen = [parameter for parameter in model.parameters() if id(parameter) in trained]
     if not chosen:
+        undecided = isinstance(layers, Recommendation) and UNDECIDED in (layers.verdict, layers.head.verdict)
+        reason = "the advice is undecided" if undecided else "no layer is advised or named"
         raise InvalidDataError(
-            "Nothing is to be trained: the advice is to keep every layer and the head. Use the model as it is, or "
-            "name layers."
+            f"Nothing is to be trained: {reason}. Use the model as it is, or name what to train: "
+            "train_only(model, [names])."
         )
     frozen = [
         module

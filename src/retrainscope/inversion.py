@@ -13,6 +13,7 @@ from retrainscope.base import (
     LayerEstimator,
     check_class_counts,
     check_inputs_vary,
+    check_number,
     reference_inputs,
     score_errors,
 )
@@ -230,10 +231,9 @@ class GradientInverter(LayerEstimator):
         )
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
-        for name in ("max_iter", "samples_per_class"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise InvalidDataError(f"The {name!r} parameter must be a positive integer. Got {value!r}.")
+        check_number("max_iter", self.max_iter, whole=True)
+        check_number("samples_per_class", self.samples_per_class, whole=True)
+        check_number("learning_rate", self.learning_rate, whole=False)
         self._input_statistics(model, batches)
         self.known_errors_ = self._errors(model, batches)
 

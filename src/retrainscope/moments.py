@@ -68,6 +68,11 @@ class ClassMoments:
         total = tuple(part.sum(axis=0, keepdims=True) for part in (self.counts, self.sums, self.squares))
         return ClassMoments((None,), *total)
 
+    def only(self, classes: tuple[Label, ...]) -> "ClassMoments":
+        """Return the moments of these classes alone, in this order."""
+        rows = [self.classes.index(label) for label in classes]
+        return ClassMoments(classes, self.counts[rows], self.sums[rows], self.squares[rows])
+
     def ordered(self) -> "ClassMoments":
         """Return the same with the classes in sorted order, or as they came where they do not compare."""
         try:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from retrainscope.advice import KEEP, RETRAIN, UNDECIDED, LayerAdvice, Recommendation
 from retrainscope.base import LayerEstimator, check_same_shape
-from retrainscope.batches import Batches, Label, as_batches, input_shapes
+from retrainscope.batches import Batch, as_batches, input_shapes
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.layers import Layers
 from retrainscope.scores import LayerScores
@@ -43,7 +44,8 @@ def recommend_layers(
     """Advise which layers to retrain for unknown data, and which to keep frozen.
 
     A layer is to be retrained if the whole 90 % interval of its need lies above the threshold, to be kept if
-    it lies below, and undecided otherwise.
+    it lies below, and undecided otherwise; also where two estimators contradict each other, and where a low
+    need tells nothing (data without labels, or of one class, measured by the spread alone).
 
     Parameters
     ----------
@@ -82,7 +84,7 @@ def recommend_layers(
     >>> rs.recommend_layers(model, (X[:100], y[:100]), (X[100:], y[100:]), random_state=0).layers
     ()
     """
-    if threshold is not None and not np.isfinite(threshold):
+    if threshold is not None and not (isinstance(threshold, Real) and np.isfinite(threshold)):
         raise InvalidDataError(f"The 'threshold' parameter must be a finite number of nats. Got {threshold!r}.")
     if estimators is None:
         estimators = [
@@ -106,8 +108,9 @@ def recommend_layers(
         for data, name in ((known, "known"), (unknown, "unknown"))
     )
     with borrow(model):
-        check_same_shape(input_shapes(known_batches.first().inputs), unknown_batches.first())
-        novel = _novel_classes(known_batches, unknown_batches)
+        known_first, unknown_first = known_batches.first(), unknown_batches.first()
+        check_same_shape(input_shapes(known_first.inputs), unknown_first)
+        _check_labels(known_first, unknown_first)
     scores, found = [], []
     for estimator in estimators:
         estimator.fit(known)
@@ -118,10 +121,11 @@ def recommend_layers(
                 f"{', '.join(found[0].names)} and {', '.join(found[-1].names)}. Give them the same layers=."
             )
         scores.append(estimator.score_layers(unknown))
+    labels = set(scores[0].classes)
     return combine(
         scores,
         found[0],
-        novel=novel,
+        novel=bool(labels - set(scores[0].known_classes)) if labels else None,
         threshold=DEFAULT_THRESHOLD if threshold is None else float(threshold),
         estimators=tuple(_settings(estimator) for estimator in estimators),
     )
@@ -155,7 +159,12 @@ def combine(
     Recommendation
     """
     needs, intervals = _pooled([s.values for s in scores], [s.interval for s in scores])
-    verdicts = [_verdict(interval, threshold) for interval in intervals]
+    one_sided = all(s.one_sided for s in scores)
+    verdicts = []
+    for place, interval in enumerate(intervals):
+        single = {_verdict(s.interval[place], threshold) for s in scores}
+        verdict = UNDECIDED if {KEEP, RETRAIN} <= single else _verdict(interval, threshold)
+        verdicts.append(UNDECIDED if verdict == KEEP and one_sided else verdict)
     retrained = tuple(name for name, verdict in zip(layers.names, verdicts, strict=True) if verdict == RETRAIN)
     names = _unique([s.estimator for s in scores])
     total = sum(layers.n_parameters.values())
@@ -263,17 +272,14 @@ def _pooled(
     return pooled[..., 0], pooled[..., 1:]
 
 
-def _novel_classes(known: Batches, unknown: Batches) -> bool | None:
-    """Tell whether the unknown data has classes that the known data lacks; None without labels."""
-    seen = []
-    for batches in (known, unknown):
-        labels: set[Label] = set()
-        for batch in batches:
-            if batch.labels is None:
-                return None
-            labels.update(batch.labels)
-        seen.append(labels)
-    return bool(seen[1] - seen[0])
+def _check_labels(known: Batch, unknown: Batch) -> None:
+    """Refuse labels of different types, by which no class could be told to be novel."""
+    kinds = [sorted({type(label).__name__ for label in batch.labels or ()}) for batch in (known, unknown)]
+    if all(kinds) and not set(kinds[0]) & set(kinds[1]):
+        raise InvalidDataError(
+            f"The known labels are {' and '.join(kinds[0])}, the unknown ones {' and '.join(kinds[1])}, so it cannot be "
+            "told which classes are novel. Give labels of one type."
+        )
 
 
 def _check_estimators(estimators: Sequence[LayerEstimator], model: nn.Module) -> None:

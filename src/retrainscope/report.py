@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from retrainscope.advice import Recommendation
 from retrainscope.exceptions import MissingExtraError
-from retrainscope.plotting import plot_class_needs, plot_needs
+from retrainscope.plotting import new_figure, plot_class_needs, plot_needs
 from retrainscope.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "Section", "advice_section", "render", "write_report"]
+__all__ = ["Picture", "Section", "advice_section", "check_extras", "render", "write_report"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +74,15 @@ def advice_section(advice: Recommendation, *, title: str = "The advice") -> Sect
     return Section(title, [advice.summary()], [advice.as_table()], pictures)
 
 
+def check_extras() -> None:
+    """Raise MissingExtraError if a library that reports need is not installed: before long work, not after."""
+    new_figure(1, 1)
+    try:
+        import jinja2  # noqa: F401 -- only whether it is there
+    except ImportError as error:
+        raise MissingExtraError.for_package("jinja2", "report") from error
+
+
 def render(title: str, sections: Sequence[Section], *, footer: str = "") -> str:
     """Write sections as one HTML page; every text is escaped.
 
@@ -93,10 +102,9 @@ def render(title: str, sections: Sequence[Section], *, footer: str = "") -> str:
     MissingExtraError
         If jinja2 or matplotlib is not installed.
     """
-    try:
-        from jinja2 import Environment
-    except ImportError as error:
-        raise MissingExtraError.for_package("jinja2", "report") from error
+    check_extras()
+    from jinja2 import Environment
+
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
     return template.render(title=title, sections=sections, footer=footer)
 

@@ -84,6 +84,8 @@ class LayerScores:
         The same at the reference.
     n_samples : tuple of (int, int)
         Samples measured, known and unknown.
+    one_sided : bool
+        Whether only a high need tells something: a low one does not show that a layer can be kept.
     """
 
     estimator: str
@@ -106,6 +108,7 @@ class LayerScores:
     known_per_class_reference: Floats
     unknown_per_class_reference: Floats
     n_samples: tuple[int, int]
+    one_sided: bool
 
     def __str__(self) -> str:
         return str(self.as_table())
@@ -181,7 +184,13 @@ class LayerScores:
 
 
 def score(
-    known: Measured, unknown: Measured, *, layers: tuple[str, ...], labelled: bool, **described: str
+    known: Measured,
+    unknown: Measured,
+    *,
+    layers: tuple[str, ...],
+    labelled: bool,
+    one_sided: bool = False,
+    **described: str,
 ) -> LayerScores:
     """Turn the measures of known and unknown data into needs.
 
@@ -192,6 +201,8 @@ def score(
     layers : tuple of str
     labelled : bool
         Whether the classes are the user's; without labels there is no table by class.
+    one_sided : bool
+        Whether a low need tells nothing.
     **described
         estimator, measure, unit and reference_name of the result.
 
@@ -229,5 +240,6 @@ def score(
         known_per_class_reference=broad(known.reference)[0, novel],
         unknown_per_class_reference=broad(unknown.reference)[0, novel],
         n_samples=(known.n_samples, unknown.n_samples),
+        one_sided=one_sided,
         **described,
     )

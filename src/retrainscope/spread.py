@@ -8,7 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts, reference_inputs
+from retrainscope.base import (
+    N_RESAMPLES,
+    LayerEstimator,
+    baseline_classes,
+    check_class_counts,
+    check_number,
+    reference_inputs,
+)
 from retrainscope.batches import Batches, Label
 from retrainscope.moments import ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
 from retrainscope.progress import progress_bar
@@ -25,11 +32,16 @@ class ActivationSpread(LayerEstimator):
 
     A layer that serves its classes gathers the samples of one class and parts the classes. Measured is the
     share of the variance that lies within the classes, in (0, 1]; its reference is the same share of the
-    input itself. One pass over the data measures all layers; memory does not grow with the samples.
+    input itself. One pass over the data measures all layers; memory grows neither with the samples
+    nor with the maps.
 
     With fewer than two classes in either set, or without labels on one of them, nothing lies between the
     classes: then the variance within is compared as it is, each unlabelled set counting as one class. That
-    tells only whether the activations are more diverse than the input explains, not whether classes part.
+    tells only whether the activations are more diverse than the input explains, not whether classes part: a
+    high need still speaks, a low one does not show that a layer can be kept (``one_sided`` in the scores).
+
+    If every unknown class is a known one (another domain), the known data is measured on those classes alone.
+    The intervals are about samples: they take the classes as given, and samples as independent.
 
     Parameters
     ----------
@@ -41,6 +53,10 @@ class ActivationSpread(LayerEstimator):
         The module that produces the output.
     input_layer : str, optional
         The module whose output stands for the input where that is discrete (an embedding).
+    max_features : int
+        A layer with more features is measured on that many of them, drawn once at random: both variances
+        are sums over features, so their ratio stays what it is but for the sampling. Memory for each of
+        known and unknown data is at most 80 bytes a feature, layer and class.
     batch_size : int
         Samples a forward pass, for data that is not batched. It does not change the result.
     device : device, optional
@@ -84,6 +100,7 @@ class ActivationSpread(LayerEstimator):
         layers: Iterable[str] | None = None,
         head: str | None = None,
         input_layer: str | None = None,
+        max_features: int = 4096,
         batch_size: int = 256,
         device: str | torch.device | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -93,6 +110,7 @@ class ActivationSpread(LayerEstimator):
         self.layers = layers
         self.head = head
         self.input_layer = input_layer
+        self.max_features = max_features
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
@@ -133,21 +151,26 @@ class ActivationSpread(LayerEstimator):
         return mapped
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
+        check_number("max_features", self.max_features, whole=True)
         self.moments_ = self._moments(model, batches)
         check_class_counts(self.moments_[_INPUT].classes, self.moments_[_INPUT].class_counts, "known")
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         known, unknown = self.moments_, self._moments(model, batches)
         labelled = None not in known[_INPUT].classes and None not in unknown[_INPUT].classes
-        if not labelled:
+        if labelled:
+            classes = baseline_classes(known[_INPUT].classes, unknown[_INPUT].classes)
+            known = {name: m.only(classes) for name, m in known.items()}
+        else:
             known, unknown = ({name: m.pooled() for name, m in side.items()} for side in (known, unknown))
         between = min(len(known[_INPUT].classes), len(unknown[_INPUT].classes)) > 1
-        self.neighbours_ = _neighbours(known, unknown) if labelled else {}
+        self.neighbours_ = _neighbours(self.moments_, unknown) if labelled else {}
         return score(
             self._measured(known, rng, "known", between),
             self._measured(unknown, rng, "unknown", between),
             layers=self.layers_.names,
             labelled=labelled,
+            one_sided=not between,
             estimator=type(self).__name__,
             measure="variance within classes",
             unit="share of all variance" if between else "squared activation",
@@ -180,7 +203,7 @@ class ActivationSpread(LayerEstimator):
 
             def add(name: str, output: Tensor, labels: Any = labels, groups: Any = groups) -> None:
                 name = _INPUT if name == self.input_layer else name
-                new = moments_of(output, labels, groups)
+                new = moments_of(self._drawn(name, output.flatten(start_dim=1)), labels, groups)
                 moments[name] = moments[name].merge(new) if name in moments else new
 
             if self.input_layer is None:
@@ -188,6 +211,15 @@ class ActivationSpread(LayerEstimator):
             with torch.no_grad():
                 run_layers(model, batch.inputs, names, add, where=f"batch {number} of the {batches.name} data")
         return {name: summed.ordered() for name, summed in moments.items()}
+
+    def _drawn(self, layer: str, features: Tensor) -> Tensor:
+        """Return the features to measure: all, or the same random ones at every call."""
+        n_features = features.shape[1]
+        if n_features <= self.max_features:
+            return features
+        rng = np.random.default_rng([self._seed, *layer.encode()])
+        chosen = np.sort(rng.choice(n_features, self.max_features, replace=False))
+        return features[:, torch.from_numpy(chosen).to(features.device)]
 
 
 def _neighbours(known: dict[str, ClassMoments], unknown: dict[str, ClassMoments]) -> dict[str, dict[Label, Label]]:

@@ -3,6 +3,8 @@
 import importlib.metadata
 import json
 import platform
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from retrainscope.data import load_mnist
 from retrainscope.exceptions import OutputError, ResultFormatError
 from retrainscope.plotting import save_figure
-from retrainscope.report import write_report
+from retrainscope.report import check_extras, write_report
 from retrainscope.saving import load_json, save_json, to_plain, write_text
 from retrainscope.studies.mnist.experiments import Pictures, Progress, SeedResult, run_seed
 from retrainscope.studies.mnist.paper import CLAIMS, status
@@ -95,7 +97,10 @@ def run_study(
         retrainscope=importlib.metadata.version("retrainscope"),
         torch=importlib.metadata.version("torch"),
     )
-    kept = None if out is None else _Kept(Path(out), settings)
+    kept = None
+    if out is not None:
+        check_extras()
+        kept = _Kept(Path(out), settings)
     mnist = load_mnist(full=full, folder=mnist_folder if full else None)
     results: list[SeedResult] = []
     pictures = None
@@ -201,7 +206,7 @@ class _Kept:
             with np.load(pictures_path, allow_pickle=False) as arrays:
                 pictures = _unpack(dict(arrays))
             return load_json(SeedResult, result_path), pictures
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise OutputError(
                 f"{result_path.parent} has a damaged file ({error}). Delete it to run it again."
             ) from error
