@@ -493,8 +493,8 @@ def test_data_of_no_known_form_is_refused(data, kind):
         ((X, set(LABELS)), "The known labels must be a sequence. Got set instead"),
         ((X, "abcabcabca"), "The known labels must be a sequence. Got str instead"),
         ((X, b"abcabcabca"), "The known labels must be a sequence. Got bytes instead"),
-        ((X, [float("nan")] * N), "The known labels must be hashable and not NaN. Got nan"),
-        ((X, [[0]] * N), r"The known labels must be hashable and not NaN. Got \[0\]"),
+        ((X, [float("nan")] * N), "The known labels must be hashable, not None and not NaN. Got nan"),
+        ((X, [[0]] * N), r"The known labels must be hashable, not None and not NaN. Got \[0\]"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(data, message):

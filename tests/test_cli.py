@@ -21,8 +21,9 @@ def test_version(capsys):
     [
         ([], "COMMAND"),
         (["nonsense"], "invalid choice"),
-        (["mnist", "--seeds", "0"], "must be at least 1, got 0"),
-        (["mnist", "--seeds", "x"], "invalid"),
+        (["mnist", "--seeds", "0"], "must be a whole number, at least 1; got 0"),
+        (["mnist", "--seeds", "x"], "must be a whole number, at least 1; got x"),
+        (["mnist", "--seed", "-1"], "must be a whole number, at least 0; got -1"),
     ],
 )
 def test_bad_use(arguments, message, capsys):
@@ -57,5 +58,7 @@ def test_interrupt(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("retrainscope.studies.mnist.run.run_study", interrupted)
+    assert main(["mnist", "--out", "study"]) == 130
+    assert "finished seeds are kept" in capsys.readouterr().err
     assert main(["mnist"]) == 130
-    assert "kept in --out" in capsys.readouterr().err
+    assert "nothing is kept without --out" in capsys.readouterr().err

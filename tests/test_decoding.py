@@ -225,7 +225,9 @@ def test_epochs_may_come_from_numpy():
 @pytest.mark.parametrize("value", [0, 1, -0.2, 1.5, float("nan")])
 def test_holdout_must_lie_between_0_and_1(value):
     """A share is neither nothing nor all, and the error repeats what it got."""
-    with pytest.raises(InvalidDataError, match=rf"'holdout' parameter must lie between 0 and 1. Got {value!r}"):
+    with pytest.raises(
+        InvalidDataError, match=rf"'holdout' parameter must be a positive number below 1. Got {value!r}"
+    ):
         probe(holdout=value).fit(samples())
 
 

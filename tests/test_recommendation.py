@@ -40,7 +40,7 @@ def layers_named(*names, n_parameters=None, flops=None):
     )
 
 
-def scores_of(intervals, *, values=None, per_class=None, estimator="Ruler"):
+def scores_of(intervals, *, values=None, per_class=None, estimator="Ruler", one_sided=False):
     """Make scores with these intervals, and with needs in their middle."""
     interval = np.array(intervals, dtype=float)
     n_layers, classes = len(interval), tuple(per_class or {})
@@ -67,6 +67,7 @@ def scores_of(intervals, *, values=None, per_class=None, estimator="Ruler"):
         known_per_class_reference=np.ones((1, n_layers)),
         unknown_per_class_reference=by_class,
         n_samples=(20, 30),
+        one_sided=one_sided,
     )
 
 
@@ -339,7 +340,8 @@ def test_made_by_is_kept():
     model, known = classifier(), samples()
     rec = rs.recommend_layers(model, known, known, layers=["2"], batch_size=9, random_state=3)
     assert rec.estimators == (
-        "ActivationSpread(batch_size=9, device=None, head=None, input_layer=None, layers=['2'], random_state=3)",
+        "ActivationSpread(batch_size=9, device=None, head=None, input_layer=None, layers=['2'], "
+        "max_features=4096, random_state=3)",
     )
     assert set(rec.versions) == {"retrainscope", "torch", "numpy", "scikit-learn", "python"}
     assert rec.versions["torch"] == torch.__version__
@@ -369,7 +371,8 @@ def test_known_data_again_needs_nothing():
     ("known", "unknown", "head"),
     [
         (samples(400), samples(400, classes=(0, 5), seed=1), "retrain"),
-        (samples(400), samples(400, classes=(0,), seed=1), "keep"),
+        (samples(400), samples(400, classes=(0,), seed=1), "undecided"),
+        (samples(400), samples(400, seed=1), "keep"),
         (samples(400)[0], samples(400, seed=1), "undecided"),
         (samples(400), samples(400, seed=1)[0], "undecided"),
     ],

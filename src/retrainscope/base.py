@@ -196,7 +196,8 @@ def check_same_shape(expected: dict[str, tuple[int, ...]], other: Batch, *, name
     got = input_shapes(other.inputs)
     if got != expected:
         raise InvalidDataError(
-            f"The known and {name} samples must have the same shape. Got {shapes_text(expected)} and {shapes_text(got)}."
+            f"The known and {name} samples must have the same shape. Got {shapes_text(expected)} and "
+            f"{shapes_text(got)}."
         )
 
 
@@ -224,7 +225,7 @@ def baseline_classes(known: tuple[Label, ...], unknown: tuple[Label, ...]) -> tu
 def check_number(name: str, value: Any, *, whole: bool, below: float = np.inf) -> None:
     """Refuse a parameter that is no positive number, or too large."""
     kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, kind) and not isinstance(value, bool) and 0 < value < below:
+    if isinstance(value, kind) and not isinstance(value, bool) and 0 < float(value) < below:
         return
     what = "a positive integer" if whole else "a positive number"
     limit = f" below {below:g}" if np.isfinite(below) else ""

@@ -277,8 +277,8 @@ def _check_labels(known: Batch, unknown: Batch) -> None:
     kinds = [sorted({type(label).__name__ for label in batch.labels or ()}) for batch in (known, unknown)]
     if all(kinds) and not set(kinds[0]) & set(kinds[1]):
         raise InvalidDataError(
-            f"The known labels are {' and '.join(kinds[0])}, the unknown ones {' and '.join(kinds[1])}, so it cannot be "
-            "told which classes are novel. Give labels of one type."
+            f"The known labels are {' and '.join(kinds[0])}, the unknown ones {' and '.join(kinds[1])}, so it cannot "
+            "be told which classes are novel. Give labels of one type."
         )
 
 

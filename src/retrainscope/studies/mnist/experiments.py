@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from retrainscope.advice import Recommendation
@@ -45,7 +46,8 @@ LAYERS = ("conv1", "conv2", "fc1")
 # What is retrained on top of a new head, from the top down.
 POLICIES = {"head": 3, "head + fc1": 2, "head + fc1 + conv2": 1, "everything": 0}
 
-_EPOCHS, _STEPS, _BATCH = 15, 300, 32
+_EPOCHS, _BATCH = 15, 32
+_STEPS, _PASSES = 300, 5  # of retraining: so many steps, but at least so many passes over the samples
 N_CHECK = 50  # samples of each unknown digit for the advice and its check
 
 Progress = Callable[[str], None]
@@ -72,6 +74,8 @@ class SeedResult:
         Accuracy on test digits 5-9 after retraining on those samples: the head, what was advised, everything.
     sweep : dict of task to dict of policy to dict of samples a class to float
         Accuracy on test digits after retraining.
+    brightness : ndarray of shape (10,)
+        Mean squared brightness of each test digit's images, summed over pixels: what no network is needed for.
     seconds : dict of str to float
         What each part took.
     """
@@ -87,6 +91,7 @@ class SeedResult:
     null: Recommendation
     check: dict[str, float]
     sweep: dict[str, dict[str, dict[int, float]]]
+    brightness: NDArray[np.float64]
     seconds: dict[str, float]
 
 
@@ -115,12 +120,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Split:
-    """Who sees what. No sample plays two roles."""
+    """Who sees what: nothing that is learnt from, by network, estimator or retraining, is tested on."""
 
     training: tuple[Tensor, Tensor]  # digits 0-4: the network learns from them
     known: tuple[Tensor, Tensor]  # digits 0-4: the estimators learn from them
     unknown: tuple[Tensor, Tensor]  # digits 5-9: measured, and retrained on
-    test: tuple[Tensor, Tensor]  # all digits: used for accuracies and pictures only
+    test: tuple[Tensor, Tensor]  # all digits: accuracies, pictures, and known digits as if unknown
 
 
 def paper_network(n_classes: int = 5) -> nn.Sequential:
@@ -211,6 +216,7 @@ def run_seed(
         null=null,
         check=check,
         sweep=sweep,
+        brightness=_brightness(*split.test),
         seconds=clock.seconds,
     )
     return result, pictures
@@ -278,11 +284,11 @@ def trained(training: tuple[Tensor, Tensor], seed: int) -> nn.Sequential:
 
 
 def _retrain(module: nn.Module, parameters: list[nn.Parameter], X: Tensor, y: Tensor, seed: int) -> None:
-    """Retrain some parameters for a fixed number of steps, the same for every policy."""
+    """Retrain some parameters, for as many steps whichever they are."""
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     rows = torch.empty(0, dtype=torch.long)
-    for _ in range(_STEPS):
+    for _ in range(max(_STEPS, _PASSES * len(X) // _BATCH)):
         if len(rows) < min(_BATCH, len(X)):
             rows = torch.cat([rows, torch.randperm(len(X), generator=order)])
         batch, rows = rows[:_BATCH], rows[_BATCH:]
@@ -296,13 +302,26 @@ def _accuracy(network: nn.Module, X: Tensor, y: Tensor) -> float:
     return float((network(X).argmax(dim=1) == y).float().mean())
 
 
-def _with_new_head(network: nn.Sequential, n_classes: int, seed: int) -> nn.Sequential:
-    """Copy the network's layers under a fresh head, the same one for every policy."""
-    torch.manual_seed(seed)
-    renewed = paper_network(n_classes)
+def _with_new_head(network: nn.Sequential, X: Tensor, y: Tensor) -> nn.Sequential:
+    """Copy the network's layers under a new head that is fitted to convergence, the others frozen.
+
+    Every policy starts from there (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054), so
+    that what retraining a layer gains is not what the head has yet to learn.
+    """
+    renewed = paper_network(int(y.max()) + 1)
     kept = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc2.")}
     renewed.load_state_dict(kept, strict=False)
+    with torch.no_grad():
+        features = renewed[: POLICIES["head"]](X)
+        head = LogisticRegression(max_iter=5000).fit(features.numpy(), y.numpy())
+        fitted = {"weight": torch.from_numpy(head.coef_), "bias": torch.from_numpy(head.intercept_)}
+        renewed.get_submodule("fc2").load_state_dict(fitted)
     return renewed
+
+
+def _brightness(X: Tensor, y: Tensor) -> NDArray[np.float64]:
+    squares = X.double().square().flatten(1).sum(dim=1)
+    return np.array([float(squares[y == digit].mean()) for digit in range(10)])
 
 
 def _check(
@@ -313,17 +332,14 @@ def _check(
     seed: int,
 ) -> dict[str, float]:
     """Retrain the head, what was advised and everything on the few samples, and test."""
-    choices: dict[str, Recommendation | list[str]] = {
-        "head": ["fc2"],
-        "advised": advice,
-        "everything": [*LAYERS, "fc2"],
-    }
-    accuracies = {}
+    choices: dict[str, Recommendation | list[str]] = {"advised": advice, "everything": [*LAYERS, "fc2"]}
+    X, y, test_X, test_y = few[0], few[1] - UNKNOWN[0], test[0], test[1] - UNKNOWN[0]
+    accuracies = {"head": _accuracy(_with_new_head(network, X, y), test_X, test_y)}
     for name, layers in choices.items():
-        renewed = _with_new_head(network, len(UNKNOWN), seed)
+        renewed = _with_new_head(network, X, y)
         with train_only(renewed, layers) as parameters:
-            _retrain(renewed, parameters, few[0], few[1] - UNKNOWN[0], seed)
-        accuracies[name] = _accuracy(renewed, test[0], test[1] - UNKNOWN[0])
+            _retrain(renewed, parameters, X, y, seed)
+        accuracies[name] = _accuracy(renewed, test_X, test_y)
     return accuracies
 
 
@@ -344,12 +360,13 @@ def _sweep(
             for budget in budgets:
                 X, y = few_of(pool, digits, budget)
                 for policy, start in POLICIES.items():
-                    renewed = _with_new_head(network, len(digits), seed)
+                    renewed = _with_new_head(network, X, place[y])
                     # What lies below the lowest retrained layer never changes: run through it once.
                     below, above = renewed[:start], renewed[start:]
                     with torch.no_grad():
                         features, test_features = below(X), below(test[0])
-                    _retrain(above, list(above.parameters()), features, place[y], seed)
+                    if policy != "head":
+                        _retrain(above, list(above.parameters()), features, place[y], seed)
                     sweep[task][policy][budget] = _accuracy(above, test_features, place[test[1]])
                     bar.update()
     return sweep

@@ -54,8 +54,9 @@ def sections(results: Sequence[SeedResult], pictures: Pictures, *, data: str) ->
             "Does it help? Retrain and see",
             [
                 "The paper concludes from the errors which layers need retraining, and does not retrain. Here each "
-                "unknown digit alone, and then all, are added to the known digits; a new head is trained with "
-                "nothing, fc1, conv2 and conv1 on top of it, from the same start, for the same number of steps.",
+                "unknown digit alone, and then all, are added to the known digits. A new head is fitted on the "
+                "frozen features to convergence; from there fc1, then conv2 too, then everything is retrained, for the "
+                "same number of steps.",
                 _sweep_in_words(results),
             ],
             [made["sweep"]],
@@ -136,8 +137,8 @@ def sections(results: Sequence[SeedResult], pictures: Pictures, *, data: str) ->
 def _claims_summary(results: Sequence[SeedResult]) -> str:
     words = [status(claim, results)[0] for claim in CLAIMS]
     return (
-        f"Of {len(words)} claims and columns of numbers, {words.count('reproduced')} are reproduced, "
-        f"{words.count('not reproduced')} are not, and {words.count('depends')} depend on the run."
+        f"Of {len(words)} claims, columns of numbers and what follows from them, {words.count('reproduced')} are "
+        f"reproduced, {words.count('not reproduced')} are not, and {words.count('depends')} depend on the run."
     )
 
 
@@ -164,12 +165,12 @@ def _sweep_in_words(results: Sequence[SeedResult]) -> str:
         ]
 
     conv2, fc1 = gain("head + fc1 + conv2", "head + fc1"), gain("head + fc1", "head")
-    verdict = "This contradicts" if np.mean(conv2) < 0.5 else "This supports"
+    verdict = "does not bear out" if np.mean(conv2) < 0.5 else "bears out"
     return (
         f"For all ten digits, retraining fc1 on top of the head gains {min(fc1):.1f} to {max(fc1):.1f} points over "
         f"runs and sample sizes; retraining conv2 on top of that changes the accuracy by {min(conv2):+.1f} to "
-        f"{max(conv2):+.1f} points (mean {np.mean(conv2):+.2f}). {verdict} the paper's conclusion that layer 2 is what "
-        "needs retraining."
+        f"{max(conv2):+.1f} points (mean {np.mean(conv2):+.2f}). This {verdict} the paper's conclusion that layer 2 "
+        '"may need some" retraining.'
     )
 
 
@@ -184,7 +185,7 @@ def _sweep_figure(results: Sequence[SeedResult]) -> "Figure":
             ax.errorbar(
                 spots,
                 accuracy.mean(axis=0),
-                yerr=accuracy.std(axis=0),
+                yerr=accuracy.std(axis=0, ddof=min(1, len(results) - 1)),
                 fmt="osD^"[place],
                 capsize=3,
                 color=PALETTE[place],

@@ -107,7 +107,8 @@ def _inversion_table(results: Sequence[SeedResult]) -> Table:
         ["digit", "conv1", "conv2", "conv2 untrained", "fc1", "fc1 untrained",
          "paper layer 1", "paper layer 2", "paper layer 2 untrained"],
         rows,
-        note=f"{results[0].inversion.n_samples[0]} known and {results[0].inversion.n_samples[1]} unknown images a run.",
+        note=f"{results[0].inversion.n_samples[0]} known and {results[0].inversion.n_samples[1]} unknown images a run. "
+        f"{_brightness_note(results[0], INVERSION)}",
     )  # fmt: skip
 
 
@@ -133,8 +134,13 @@ def _decoding_table(results: Sequence[SeedResult]) -> Table:
          "paper layer 1", "paper layer 2", "growth (nats)", "paper growth"],
         rows,
         note=f"Growth: log of the error at conv2 over that at conv1. It is larger for 5, 6 and 8 than for 7 and 9 in "
-        f"{sum(value > 0 for value in parted)} of {len(parted)} runs.",
+        f"{sum(value > 0 for value in parted)} of {len(parted)} runs. {_brightness_note(results[0], DECODING)}",
     )  # fmt: skip
+
+
+def _brightness_note(result: SeedResult, paper: Floats) -> str:
+    found = ", ".join(f"{correlation(column, result.brightness):.2f}" for column in paper.T)
+    return f"A digit's mean squared brightness, without any network, correlates {found} with the paper's columns."
 
 
 def _verdict_table(results: Sequence[SeedResult]) -> Table:
@@ -143,7 +149,15 @@ def _verdict_table(results: Sequence[SeedResult]) -> Table:
     words = {True: "retrain", False: "keep"}
     return Table(
         "Experiment 3: does layer 2 need retraining for a digit?",
-        ["digit", "the paper says", "rule on the paper's numbers", "margin there", "rule on ours", "margin (nats)"],
+        [
+            "digit",
+            "the paper says",
+            "rule on the paper's numbers",
+            "margin there",
+            "rule on ours",
+            "margin (nats)",
+            "gain of retraining conv2 (points)",
+        ],
         [
             [
                 str(digit),
@@ -152,10 +166,18 @@ def _verdict_table(results: Sequence[SeedResult]) -> Table:
                 f"{paper[digit]:.3f}",
                 f"retrain in {sum(run[digit] > 0 for run in ours)} of {len(ours)}",
                 mean_sd([run[digit] for run in ours], 3),
+                mean_sd([_conv2_gain(r, digit) for r in results], 2),
             ]
             for digit in UNKNOWN
         ],
+        note="The gain is the sweep's: the digit added to 0-4, most samples, on top of retraining fc1 and the head.",
     )
+
+
+def _conv2_gain(result: SeedResult, digit: int) -> float:
+    accuracies = result.sweep[f"0-4 and {digit}"]
+    budget = max(accuracies["head"])
+    return 100 * (accuracies["head + fc1 + conv2"][budget] - accuracies["head + fc1"][budget])
 
 
 def _needs_table(results: Sequence[SeedResult]) -> Table:
@@ -239,4 +261,4 @@ def _digit(digit: int) -> str:
 def mean_sd(values: Sequence[float] | Sequence[Floats], digits: int) -> str:
     """Write the mean over runs, and their standard deviation if there are several."""
     mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
