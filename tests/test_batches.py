@@ -525,3 +525,29 @@ def test_data_set_with_labels_that_do_not_fit_is_refused():
     batches = batches_of(TensorDataset(X, X))
     with pytest.raises(InvalidDataError, match=r"labels must have the shape \(n_samples,\). Got shape \(4, 3\)"):
         batches.first()
+
+
+def test_samples_of_different_shapes_are_refused():
+    """A later batch of another shape is refused by number, not by a broadcasting error."""
+    with pytest.raises(InvalidDataError, match=r"same shape. Got \(4,\) in the first batch and \(3,\) in batch 1"):
+        list(batches_of([torch.zeros(2, 4), torch.zeros(2, 3)]))
+
+
+def test_labels_in_some_batches_only_are_refused():
+    """Labels that are there for some samples only are not dropped in silence."""
+    with pytest.raises(InvalidDataError, match=r"labels in some batches only .batch 1 differs"):
+        list(batches_of([(torch.zeros(2, 4), [0, 1]), torch.zeros(2, 4)]))
+    with pytest.raises(InvalidDataError, match=r"not None and not NaN. Got None"):
+        batches_of((torch.zeros(2, 4), [0, None]))
+
+
+def test_a_named_tuple_is_inputs_and_labels():
+    """A named tuple of two is (X, y), as a plain one is."""
+    from typing import NamedTuple
+
+    class Pair(NamedTuple):
+        X: torch.Tensor
+        y: list
+
+    (batch,) = batches_of(Pair(torch.zeros(2, 4), ["a", "b"]))
+    assert batch.labels == ("a", "b")

@@ -578,3 +578,11 @@ def test_layers_without_a_feature_axis(kind):
 
     with pytest.raises(UnsupportedModelError, match="layer 'flat' returns one number a sample"):
         made(kind, Scalar(), layers=["flat"]).fit(samples())
+
+
+@every_estimator
+def test_byte_images_are_refused_before_the_model_runs(kind):
+    """Integer inputs are refused with the remedy, not by an error from inside the model."""
+    images = torch.zeros(20, 4, dtype=torch.uint8)
+    with pytest.raises(InvalidDataError, match=r"must be floating-point numbers. Got torch.uint8.*\.float\(\)"):
+        made(kind, classifier()).fit((images, [0, 1] * 10))

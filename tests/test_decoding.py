@@ -348,3 +348,18 @@ def test_maps_are_decoded():
     fitted = probe(model).fit((X, labels))
     assert fitted.reconstruct(X, "0").shape == fitted.reconstruct(X, "2").shape == X.shape
     assert np.isfinite(fitted.score_layers((X, labels)).values).all()
+
+
+def test_unlabelled_data_in_another_order_at_every_pass_is_refused():
+    """Samples are told apart by what they are, so a stream that reshuffles itself is found out without labels too."""
+
+    class Reshuffled:
+        def __init__(self):
+            self.rng = np.random.default_rng(0)
+            self.X = torch.randn(40, 4)
+
+        def __iter__(self):
+            return iter(self.X[self.rng.permutation(40)].split(10))
+
+    with pytest.raises(InvalidDataError, match="comes in another order at every pass"):
+        probe().fit(Reshuffled())

@@ -242,3 +242,14 @@ def test_loaded_advice_works(tmp_path):
         pass
     with rs.train_only(model, rs.Recommendation.load(tmp_path / "rec.json")) as second:
         assert [id(p) for p in first] == [id(p) for p in second]
+
+
+def test_an_undecided_advice_is_not_called_keep():
+    """Where the advice is undecided, the error says that, and how to train all the same."""
+    model = classifier()
+    rec = rs.recommend_layers(model, samples(400)[0], samples(400, seed=1)[0], random_state=0)
+    with (
+        pytest.raises(InvalidDataError, match=r"the advice is undecided.*train_only\(model, "),
+        rs.train_only(model, rec),
+    ):
+        pass

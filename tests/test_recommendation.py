@@ -502,3 +502,53 @@ def test_errors_of_data_and_model():
     X[7] = NAN
     with pytest.raises(NonFiniteError, match="unknown data has NaN or infinity in batch 1"):
         rs.recommend_layers(classifier(), samples(), (X, y), batch_size=5)
+
+
+def test_a_low_need_that_tells_nothing_keeps_no_layer():
+    """Where only a high need speaks, a low one leaves the layer undecided and a high one still retrains."""
+    scores = scores_of([LOW, HIGH], one_sided=True)
+    rec = combine([scores], layers_named("l0", "l1"), novel=True, threshold=1.0)
+    assert [row.verdict for row in rec.table] == ["undecided", "retrain"]
+    both_kinds = [scores_of([LOW, HIGH]), scores]
+    rec = combine(both_kinds, layers_named("l0", "l1"), novel=True, threshold=1.0)
+    assert [row.verdict for row in rec.table] == ["keep", "retrain"]
+
+
+def test_estimators_that_contradict_each_other_decide_nothing():
+    """A layer that one estimator would keep and another retrain is undecided, however sure each is."""
+    scores = [scores_of([HIGH, HIGH]), scores_of([LOW, HIGH])]
+    rec = combine(scores, layers_named("l0", "l1"), novel=True, threshold=1.0)
+    assert [row.verdict for row in rec.table] == ["undecided", "retrain"]
+
+
+def test_unlabelled_data_never_needs_nothing():
+    """Without labels the spread cannot show that a layer may be kept."""
+    rec = rs.recommend_layers(classifier(), samples(400)[0], samples(400, seed=1)[0], random_state=0)
+    assert rec.verdict == "undecided"
+    assert {row.verdict for row in rec.table} == {"undecided"}
+
+
+def test_labels_of_different_types_are_refused():
+    """Known classes 0 and 1 and unknown classes "0" and "1" are not taken for novel ones."""
+    with pytest.raises(InvalidDataError, match=r"known labels are int, the unknown ones str.*Give labels of one type"):
+        rs.recommend_layers(classifier(), samples(), samples(classes=("0", "1")))
+
+
+def test_some_known_classes_in_another_domain_are_compared_with_themselves():
+    """Held-out samples of some known classes need nothing, although classes differ by themselves."""
+    torch.manual_seed(0)
+    wide = torch.tensor([[0.1], [1.0], [3.0]])
+    y = torch.arange(6000) % 3
+    X = torch.randn(6000, 4) * wide[y] + 4 * y[:, None]
+    known, held_out = (X[:3000], y[:3000]), (X[3000:][y[3000:] > 0], y[3000:][y[3000:] > 0])
+    rec = rs.recommend_layers(classifier(), known, held_out, random_state=0)
+    assert rec.scores[0].known_classes == (1, 2)
+    assert all(abs(row.need) < 0.1 for row in rec.table)
+    assert rec.head.verdict == "keep"
+
+
+@pytest.mark.parametrize("threshold", [NAN, "0.1"])
+def test_threshold_must_be_a_number(threshold):
+    """A threshold that is no finite number is refused."""
+    with pytest.raises(InvalidDataError, match="'threshold' parameter must be a finite number"):
+        rs.recommend_layers(classifier(), samples(), samples(), threshold=threshold)

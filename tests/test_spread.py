@@ -302,3 +302,22 @@ def test_embed_of_a_layer_with_one_feature():
     model = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 2))
     spread = rs.ActivationSpread(model, random_state=0).fit(samples())
     assert spread.embed(samples()[0], "0", perplexity=5).shape == (60, 2)
+
+
+def test_large_layers_are_measured_on_a_fixed_draw_of_features():
+    """A layer with more features than the limit gives nearly the same need, from that many of them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 2000), nn.ReLU(), nn.Linear(2000, 2))
+    known, unknown = samples(200), samples(200, classes=(5, 6), seed=1)
+    whole = rs.ActivationSpread(model, random_state=0).fit(known)
+    drawn = rs.ActivationSpread(model, random_state=0, max_features=500).fit(known)
+    assert drawn.moments_["0"].sums.shape[-1] == 500
+    assert drawn.score_layers(unknown).values == pytest.approx(whole.score_layers(unknown).values, abs=0.05)
+    assert drawn.score_layers(unknown).values == pytest.approx(drawn.score_layers(unknown).values, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [0, 1.5, True])
+def test_max_features_must_be_a_positive_integer(bad):
+    """A limit that is no positive integer is refused."""
+    with pytest.raises(InvalidDataError, match=r"'max_features' parameter must be a positive integer. Got"):
+        rs.ActivationSpread(classifier(), max_features=bad).fit(samples())

@@ -211,3 +211,31 @@ def test_mean_and_deviation():
 def test_layers_are_the_papers(result):
     """The layers measured are the two convolutions of the paper, and the layer that it left out."""
     assert result.spread.layers == LAYERS == ("conv1", "conv2", "fc1")
+
+
+def test_heads_are_fitted_to_convergence():
+    """The head that every policy starts from is as good as logistic regression on the frozen features."""
+    import torch
+    from sklearn.linear_model import LogisticRegression
+
+    from retrainscope.data import load_mnist
+    from retrainscope.studies.mnist import experiments
+
+    split = experiments.split_roles(load_mnist())
+    X, y = experiments.few_of(split.unknown, UNKNOWN, 20)
+    network = experiments.paper_network()
+    renewed = experiments._with_new_head(network, X, y - 5)
+    with torch.no_grad():
+        features, ours = network[:3](X).numpy(), renewed(X).softmax(dim=1).numpy()
+    theirs = LogisticRegression(max_iter=5000).fit(features, y - 5).predict_proba(features)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_truncated_pictures_are_refused(study_folder, tmp_path):
+    """A file that was cut off is named as damaged."""
+    folder = tmp_path / "study"
+    shutil.copytree(study_folder, folder)
+    path = folder / "seeds" / "seed-0.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(OutputError, match="damaged file"):
+        run_study(seeds=[0], out=folder)
