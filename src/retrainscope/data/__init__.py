@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.resources
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,7 +127,9 @@ def _fetch() -> Mnist:
     from sklearn.datasets import fetch_openml
 
     try:
-        images, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns at every retry; what comes of them is said below
+            images, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
     except (OSError, ValueError) as error:
         raise DataUnavailableError(
             f"MNIST could not be fetched from OpenML ({error}). Without a network, put the four "
