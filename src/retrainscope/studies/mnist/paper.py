@@ -229,9 +229,9 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "experiment 1",
         "network is associating digit 8 with known pattern digit 0",
-        "known digit whose mean at conv 2 is nearest to that of 8, is 0",
-        lambda r: float(r.neighbours["conv2"][8]),  # type: ignore[arg-type]
-        lambda value: value == 0,
+        "the known digit whose mean at conv 2 is nearest to that of 8 is 0 (1: yes, 0: no)",
+        lambda r: float(r.neighbours["conv2"][8] == 0),
+        lambda value: value == 1,
     ),
     Claim(
         "experiment 2",
