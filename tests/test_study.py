@@ -38,8 +38,8 @@ def test_known_digits_need_nothing(result):
 
 
 def test_advice_is_worth_following(result):
-    """Retraining what is advised beats the head alone by far and comes near to retraining everything."""
-    assert result.check["advised"] > result.check["head"] + 0.05
+    """Retraining what is advised beats a converged head alone and comes near to retraining everything."""
+    assert result.check["advised"] > result.check["head"] + 0.02
     assert result.check["advised"] > result.check["everything"] - 0.02
 
 
@@ -204,7 +204,7 @@ def test_missing_images_come_before_any_work(tmp_path):
 
 def test_mean_and_deviation():
     """Several runs show their standard deviation, a single one does not."""
-    assert mean_sd([1.0, 3.0], 1) == "2.0 ± 1.0"
+    assert mean_sd([1.0, 3.0], 1) == "2.0 ± 1.4"
     assert mean_sd([2.0], 1) == "2.0"
 
 

@@ -203,7 +203,7 @@ class _Kept:
         if not result_path.exists() or not pictures_path.exists():
             return None
         try:
-            with np.load(pictures_path, allow_pickle=False) as arrays:
+            with pictures_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 pictures = _unpack(dict(arrays))
             return load_json(SeedResult, result_path), pictures
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
