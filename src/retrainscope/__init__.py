@@ -2,23 +2,29 @@
 
 from retrainscope.advice import LayerAdvice, Recommendation
 from retrainscope.decoding import LayerDecoderProbe
+from retrainscope.descent import Descent
 from retrainscope.finetuning import train_only
 from retrainscope.inversion import GradientInverter
 from retrainscope.layers import Layers, find_layers
 from retrainscope.recommendation import recommend_layers
+from retrainscope.reconstruction import InputSpace, Inversion, invert_layers
 from retrainscope.scores import LayerScores
 from retrainscope.spread import ActivationSpread
 from retrainscope.tracing import trace_layers
 
 __all__ = [
     "ActivationSpread",
+    "Descent",
     "GradientInverter",
+    "InputSpace",
+    "Inversion",
     "LayerAdvice",
     "LayerDecoderProbe",
     "LayerScores",
     "Layers",
     "Recommendation",
     "find_layers",
+    "invert_layers",
     "recommend_layers",
     "trace_layers",
     "train_only",

@@ -1,6 +1,5 @@
 """`LayerEstimator`: the contract of everything that scores layers."""
 
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,13 +23,14 @@ from retrainscope.tracing import borrow, model_place
 __all__ = [
     "N_RESAMPLES",
     "LayerEstimator",
+    "autograd_on",
     "baseline_classes",
     "check_class_counts",
     "check_inputs_vary",
-    "check_number",
     "check_same_shape",
     "reference_inputs",
     "score_errors",
+    "seed_of",
 ]
 
 N_RESAMPLES = 400
@@ -82,9 +82,9 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         InvalidDataError, LayerNotFoundError, UnsupportedModelError
             Before any work, where data or layers do not fit.
         """
-        seed = _seed(self.random_state)
+        seed = seed_of(self.random_state)
         batches = self._batches(known, "known", seed)
-        with _autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
+        with autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
             first = batches.first()
             if self.input_layer is None:
                 reference_inputs(first.inputs)
@@ -119,19 +119,20 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "layers_")
         batches = self._batches(unknown, "unknown", self._seed)
-        with _autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
+        with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
             check_same_shape(self._input_shapes, batches.first())
             rng = np.random.default_rng(self._seed)
             return self._score(model, batches, rng)
 
     @contextmanager
-    def _lent(self, X: Any, layer: str) -> Iterator[tuple[nn.Module, Batches]]:
-        """Lend the model to look at more samples of a measured layer."""
+    def _lent(self, X: Any, *layers: str) -> Iterator[tuple[nn.Module, Batches]]:
+        """Lend the model to look at more samples of measured layers."""
         check_is_fitted(self, "layers_")
-        if layer not in self.layers_.names:
-            raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
+        for layer in layers:
+            if layer not in self.layers_.names:
+                raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
         batches = self._batches(X, "given", self._seed)
-        with _autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
+        with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
             check_same_shape(self._input_shapes, batches.first(), name="given")
             yield model, batches
 
@@ -149,7 +150,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         return as_batches(data, name=name, batch_size=self.batch_size, device=device, dtype=dtype, seed=seed % 2**32)
 
 
-def _autograd_on() -> torch.inference_mode:
+def autograd_on() -> torch.inference_mode:
     """Let gradients be had, whatever context the caller is in; `torch.no_grad` is ended by it as well."""
     return torch.inference_mode(False)
 
@@ -222,16 +223,6 @@ def baseline_classes(known: tuple[Label, ...], unknown: tuple[Label, ...]) -> tu
     return unknown if set(unknown) <= set(known) else known
 
 
-def check_number(name: str, value: Any, *, whole: bool, below: float = np.inf) -> None:
-    """Refuse a parameter that is no positive number, or too large."""
-    kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, kind) and not isinstance(value, bool) and 0 < float(value) < below:
-        return
-    what = "a positive integer" if whole else "a positive number"
-    limit = f" below {below:g}" if np.isfinite(below) else ""
-    raise InvalidDataError(f"The {name!r} parameter must be {what}{limit}. Got {value!r} instead.")
-
-
 def score_errors(
     known: ClassMoments,
     unknown: ClassMoments,
@@ -239,8 +230,9 @@ def score_errors(
     layers: tuple[str, ...],
     estimator: str,
     measure: str,
-    input_variance: float,
+    variance: float,
     rng: np.random.Generator,
+    unit: str = "input units squared, summed",
 ) -> LayerScores:
     """Compare the reconstruction errors of known and unknown samples, against those with the control.
 
@@ -251,11 +243,13 @@ def score_errors(
     layers : tuple of n_layers str
     estimator, measure : str
         For the result.
-    input_variance : float
-        Variance of the known inputs, summed over their elements. An error of a hundredth of it counts as
-        none: needs compare errors with that added.
+    variance : float
+        Of what is rebuilt, for known data: of the inputs, summed over their elements. An error of a hundredth of
+        it counts as none: needs compare errors with that added.
     rng : numpy.random.Generator
         For the resampling.
+    unit : str
+        Of the errors.
 
     Returns
     -------
@@ -275,7 +269,7 @@ def score_errors(
             reference=means[..., len(layers) :],
             classes=errors.classes,
             n_samples=int(errors.counts.sum()),
-            floor=_NEGLIGIBLE * input_variance,
+            floor=_NEGLIGIBLE * variance,
         )
 
     return score(
@@ -285,12 +279,12 @@ def score_errors(
         labelled=labelled,
         estimator=estimator,
         measure=measure,
-        unit="input units squared, summed",
+        unit=unit,
         reference_name="control",
     )
 
 
-def _seed(random_state: int | np.random.RandomState | None) -> int:
+def seed_of(random_state: int | np.random.RandomState | None) -> int:
     """Draw a seed; without a random state from fresh entropy, as numpy's global state is not ours to move."""
     if random_state is None:
         return int(np.random.default_rng().integers(2**31))

@@ -12,11 +12,11 @@ from retrainscope.base import (
     LayerEstimator,
     check_class_counts,
     check_inputs_vary,
-    check_number,
     reference_inputs,
     score_errors,
 )
 from retrainscope.batches import Batch, Batches, Inputs, Label
+from retrainscope.checks import check_number
 from retrainscope.control import untrained_copy
 from retrainscope.decoders import Standardise, build_decoder
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
@@ -174,7 +174,7 @@ class LayerDecoderProbe(LayerEstimator):
             layers=self.layers_.names,
             estimator=type(self).__name__,
             measure="squared error of the decoded input",
-            input_variance=self._input_variance,
+            variance=self._input_variance,
             rng=rng,
         )
 

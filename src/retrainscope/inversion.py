@@ -1,125 +1,26 @@
-"""`GradientInverter`: rebuild the input from a layer's activations by descent on the input."""
+"""`GradientInverter`: score layers by what descent on the input can rebuild from their activations."""
 
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from sklearn.exceptions import ConvergenceWarning
+from torch import nn
 
-from retrainscope.base import (
-    LayerEstimator,
-    check_class_counts,
-    check_inputs_vary,
-    check_number,
-    reference_inputs,
-    score_errors,
-)
-from retrainscope.batches import Batch, Batches, Inputs, Label
+from retrainscope.base import LayerEstimator, check_class_counts, score_errors
+from retrainscope.batches import Batch, Batches, Label
+from retrainscope.checks import check_choice, check_number
 from retrainscope.control import untrained_copy
-from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.descent import Descent
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
-from retrainscope.progress import progress_bar
+from retrainscope.reconstruction import InputSpace, Inversion, invert_batches, true_inputs
 from retrainscope.scores import LayerScores
-from retrainscope.tracing import replace_output, run_layers
 
-__all__ = ["GradientInverter", "Inversion", "invert"]
-
-
-@dataclass(frozen=True, eq=False)
-class Inversion:
-    """What an inversion rebuilt.
-
-    Attributes
-    ----------
-    inputs : Tensor of shape (n_samples, ...)
-        The rebuilt inputs.
-    input_error : Tensor of shape (n_samples,)
-        Squared error against the true input, summed over its elements, in the input's units squared.
-    feature_error : Tensor of shape (n_samples,)
-        Squared error of the activations divided by their squared norm.
-    losses : Tensor of shape (max_iter,)
-        Mean feature error before each step.
-    """
-
-    inputs: Tensor
-    input_error: Tensor
-    feature_error: Tensor
-    losses: Tensor
-
-
-def invert(
-    features_of: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    start: Tensor,
-    *,
-    low: float,
-    high: float,
-    step: float,
-    max_iter: int,
-) -> Inversion:
-    """Rebuild inputs from their features with Adam, all at once and each for itself.
-
-    Minimised over x is ||f(x) - f(x0)||^2 / ||f(x0)||^2 (Mahendran and Vedaldi 2015, without priors), x kept
-    in [low, high].
-
-    Parameters
-    ----------
-    features_of : callable
-        Maps inputs (n_samples, ...) to features (n_samples, ...), differentiably.
-    inputs : Tensor of shape (n_samples, ...)
-        The true inputs x0.
-    start : Tensor of the same shape
-        Where the descent starts.
-    low, high : float
-        The range of the input.
-    step : float
-        Adam's step, in the input's units.
-    max_iter : int
-
-    Returns
-    -------
-    Inversion
-
-    Raises
-    ------
-    UnsupportedModelError
-        If no gradient flows from the features to the input.
-    """
-    with torch.no_grad():
-        target = features_of(inputs).detach().flatten(1)
-    scale = target.square().sum(dim=1)
-    scale = torch.where(scale > torch.finfo(target.dtype).tiny, scale, 1.0)  # a layer may be silent for a sample
-    rebuilt = start.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([rebuilt], lr=step)
-    losses = []
-    with torch.enable_grad():
-        for _ in range(max_iter):
-            errors = (features_of(rebuilt).flatten(1) - target).square().sum(dim=1) / scale
-            # The sum, not the mean: each sample's gradient is its own, whatever else is in the batch.
-            total = errors.sum()
-            gradient = torch.autograd.grad(total, rebuilt, allow_unused=True)[0] if total.requires_grad else None
-            if gradient is None:
-                raise UnsupportedModelError(
-                    "No gradient flows from the layer to the input: something on the way detaches or rounds. "
-                    "Leave the layer out, or use another estimator."
-                )
-            rebuilt.grad = gradient
-            optimizer.step()
-            with torch.no_grad():
-                rebuilt.clamp_(low, high)
-            losses.append(errors.detach().mean())
-    final = rebuilt.detach()
-    with torch.no_grad():
-        feature_error = (features_of(final).flatten(1) - target).square().sum(dim=1) / scale
-    return Inversion(
-        inputs=final.cpu(),
-        input_error=(final - inputs).double().square().flatten(1).sum(dim=1).cpu(),
-        feature_error=feature_error.cpu(),
-        losses=torch.stack(losses).cpu() if losses else torch.empty(0),
-    )
+__all__ = ["GradientInverter"]
 
 
 class GradientInverter(LayerEstimator):
@@ -136,10 +37,12 @@ class GradientInverter(LayerEstimator):
         The trained network. It is only borrowed.
     layers, head, input_layer
         What to measure; see `find_layers`. With `input_layer`, its output is what is rebuilt.
-    max_iter : int
-        Steps of descent.
-    learning_rate : float
-        Adam's step, in standard deviations of the known input.
+    error : {"input", "feature"}
+        The measure: the squared error of the input, or that of the activations relative to their squared norm.
+    optimizer, max_iter, learning_rate, n_init, tol, n_iter_no_change
+        How to search; see `Descent`.
+    tv_weight, tv_exponent, norm_weight, norm_exponent, jitter, autocast
+        Priors and more; see `Descent`.
     samples_per_class : int
         How many samples of each class are inverted, the first ones; without labels, ten times as many.
     batch_size : int
@@ -155,8 +58,15 @@ class GradientInverter(LayerEstimator):
     ----------
     layers_ : Layers
         The layers measured.
+    input_space_ : InputSpace
+        Range, mean and standard deviation of the known inputs.
     known_errors_ : ClassMoments
         Errors of the known samples: of each layer with the model, then of each layer with the control.
+
+    Warns
+    -----
+    sklearn.exceptions.ConvergenceWarning
+        If the loss of a sample was not finite on the way: it was stopped, and what it had reached is measured.
 
     References
     ----------
@@ -182,8 +92,19 @@ class GradientInverter(LayerEstimator):
         layers: Iterable[str] | None = None,
         head: str | None = None,
         input_layer: str | None = None,
+        error: str = "input",
+        optimizer: str = "adam",
         max_iter: int = 200,
         learning_rate: float = 0.1,
+        n_init: int = 1,
+        tol: float = 0.01,
+        n_iter_no_change: int | None = None,
+        tv_weight: float = 0.0,
+        tv_exponent: float = 2.0,
+        norm_weight: float = 0.0,
+        norm_exponent: float = 6.0,
+        jitter: int = 0,
+        autocast: str | None = None,
         samples_per_class: int = 20,
         batch_size: int = 256,
         device: str | torch.device | None = None,
@@ -194,94 +115,88 @@ class GradientInverter(LayerEstimator):
         self.layers = layers
         self.head = head
         self.input_layer = input_layer
+        self.error = error
+        self.optimizer = optimizer
         self.max_iter = max_iter
         self.learning_rate = learning_rate
+        self.n_init = n_init
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.tv_weight = tv_weight
+        self.tv_exponent = tv_exponent
+        self.norm_weight = norm_weight
+        self.norm_exponent = norm_exponent
+        self.jitter = jitter
+        self.autocast = autocast
         self.samples_per_class = samples_per_class
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
         self.progress = progress
 
-    def reconstruct(self, X: Any, layer: str, *, control: bool = False) -> Inversion:
-        """Rebuild inputs from the activations of a layer.
+    @overload
+    def reconstruct(self, X: Any, layer: str, *, control: bool = False) -> Inversion: ...
+
+    @overload
+    def reconstruct(self, X: Any, layer: Iterable[str], *, control: bool = False) -> dict[str, Inversion]: ...
+
+    def reconstruct(
+        self, X: Any, layer: str | Iterable[str], *, control: bool = False
+    ) -> Inversion | dict[str, Inversion]:
+        """Rebuild inputs from the activations of a layer, or of several.
 
         Parameters
         ----------
         X : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
-        layer : str
-            One of ``layers_.names``.
+        layer : str or iterable of str
+            Of ``layers_.names``.
         control : bool
             Whether to use the untrained control instead of the model.
 
         Returns
         -------
-        Inversion
+        Inversion, or dict of str to Inversion for several layers
             In the order of X.
         """
-        with self._lent(X, layer) as (model, batches):
-            network = self._control(model) if control else model
-            bar = progress_bar(batches, what=f"inverting {layer}", progress=self.progress, total=batches.n_batches)
-            parts = [self._invert(network, batch, layer) for batch in bar]
-        sizes = torch.tensor([len(part.inputs) for part in parts], dtype=torch.float32)
-        return Inversion(
-            inputs=torch.cat([part.inputs for part in parts]),
-            input_error=torch.cat([part.input_error for part in parts]),
-            feature_error=torch.cat([part.feature_error for part in parts]),
-            losses=(torch.stack([part.losses for part in parts]) * (sizes / sizes.sum())[:, None]).sum(dim=0),
-        )
+        names = [layer] if isinstance(layer, str) else list(layer)
+        with self._lent(X, *names) as (model, batches):
+            found = self._invert(self._control(model) if control else model, batches, names, "inverting")
+        return found[layer] if isinstance(layer, str) else found
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
-        check_number("max_iter", self.max_iter, whole=True)
+        check_choice("error", self.error, ("input", "feature"))
         check_number("samples_per_class", self.samples_per_class, whole=True)
-        check_number("learning_rate", self.learning_rate, whole=False)
-        self._input_statistics(model, batches)
+        self._descent = Descent(**{field.name: getattr(self, field.name) for field in fields(Descent)})
+        self.input_space_ = InputSpace.of(true_inputs(model, batch.inputs, self.input_layer) for batch in batches)
         self.known_errors_ = self._errors(model, batches)
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         known, unknown = self.known_errors_, self._errors(model, batches)
+        of_input = self.error == "input"
         return score_errors(
             known,
             unknown,
             layers=self.layers_.names,
             estimator=type(self).__name__,
-            measure=f"squared error of the input after {self.max_iter} steps",
-            input_variance=self._input_variance,
+            measure=f"squared error of the {'input' if of_input else 'activations'} after {self.max_iter} steps",
+            unit="input units squared, summed" if of_input else "relative to their squared norm",
+            variance=self.input_space_.variance if of_input else 1.0,
             rng=rng,
         )
 
-    def _input_statistics(self, model: nn.Module, batches: Batches) -> None:
-        n, n_samples, total, squares, low, high = 0, 0, 0.0, 0.0, np.inf, -np.inf
-        for batch in batches:
-            values = self._true_inputs(model, batch.inputs).double()
-            n, n_samples = n + values.numel(), n_samples + len(values)
-            total += float(values.sum())
-            squares += float(values.square().sum())
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-        variance = squares / n - (total / n) ** 2
-        check_inputs_vary(low < high and variance > 0)
-        self._mean, self._std, self._low, self._high = total / n, variance**0.5, low, high
-        self._input_variance = variance * n / n_samples
-
     def _errors(self, model: nn.Module, batches: Batches) -> ClassMoments:
         """Invert the first samples of each class at every layer, with the model and with the control."""
-        control = self._control(model)
         chosen = list(self._first_of_each_class(batches))
-        counts = Counter(label for batch in chosen for label in batch.labels or (None,) * len(batch))
+        labels: list[Label] = [label for batch in chosen for label in batch.labels or (None,) * len(batch)]
+        counts = Counter(labels)
         check_class_counts(tuple(counts), np.array([*counts.values()], dtype=np.float64), batches.name)
-        counter, moments = GroupCounter(), None
-        jobs = len(chosen) * len(self.layers_.names) * 2
-        with progress_bar(what=f"inverting {batches.name}", progress=self.progress, total=jobs) as bar:
-            for batch in chosen:
-                errors = []
-                for network in (model, control):
-                    for layer in self.layers_.names:
-                        errors.append(self._invert(network, batch, layer).input_error)
-                        bar.update()
-                labels: tuple[Label, ...] = batch.labels or (None,) * len(batch)
-                new = moments_of(torch.stack(errors, dim=1), labels, counter.deal(labels))
-                moments = new if moments is None else moments.merge(new)
-        assert moments is not None
-        return moments.ordered()
+        errors = []
+        for network, whose in ((model, "model"), (self._control(model), "control")):
+            what = f"inverting {batches.name}, {whose}"
+            for layer, found in self._invert(network, chosen, self.layers_.names, what).items():
+                _warn_of_diverged(found, f"layer {layer!r} of the {whose} and the {batches.name} data")
+                errors.append(found.input_error if self.error == "input" else found.feature_error.double())
+        return moments_of(torch.stack(errors, dim=1), tuple(labels), GroupCounter().deal(tuple(labels))).ordered()
 
     def _first_of_each_class(self, batches: Batches) -> Iterable[Batch]:
         taken: dict[Label, int] = {}
@@ -299,57 +214,28 @@ class GradientInverter(LayerEstimator):
     def _control(self, model: nn.Module) -> nn.Module:
         return untrained_copy(model, seed=self._seed, keep=self.input_layer)
 
-    def _invert(self, network: nn.Module, batch: Batch, layer: str) -> Inversion:
-        true = self._true_inputs(network, batch.inputs)
-        # A sample's start depends on its place alone: not on the batch, the layer or the network.
-        noise = [
-            np.random.default_rng([self._seed, int(position)]).standard_normal(true.shape[1:], np.float32)
-            for position in batch.positions
-        ]
-        start = self._mean + self._std * torch.from_numpy(np.stack(noise))
-        return invert(
-            self._features(network, batch.inputs, layer),
-            true,
-            start.clamp(self._low, self._high).to(true.device, true.dtype),
-            low=self._low,
-            high=self._high,
-            step=self.learning_rate * self._std,
-            max_iter=self.max_iter,
+    def _invert(
+        self, network: nn.Module, batches: Iterable[Batch], layers: Iterable[str], what: str
+    ) -> dict[str, Inversion]:
+        return invert_batches(
+            network,
+            batches,
+            tuple(layers),
+            space=self.input_space_,
+            descent=self._descent,
+            seed=self._seed,
+            input_layer=self.input_layer,
+            progress=self.progress,
+            what=what,
         )
 
-    def _true_inputs(self, network: nn.Module, inputs: Inputs) -> Tensor:
-        """Return what is to be rebuilt: the input, or the output of the input layer."""
-        if self.input_layer is None:
-            return reference_inputs(inputs)
-        found: list[Tensor] = []
-        with torch.no_grad():
-            run_layers(network, inputs, [self.input_layer], lambda _, output: found.append(output.clone()))
-        return found[0]
 
-    def _features(self, network: nn.Module, inputs: Inputs, layer: str) -> Callable[[Tensor], Tensor]:
-        def features_of(values: Tensor) -> Tensor:
-            found: list[Tensor] = []
-
-            def keep(_: str, output: Tensor) -> None:
-                found.append(output.clone())
-
-            if self.input_layer is not None:
-                with replace_output(network, self.input_layer, values):
-                    run_layers(network, inputs, [layer], keep)
-            elif isinstance(inputs, Tensor):
-                run_layers(network, values, [layer], keep)
-            else:
-                run_layers(network, {**inputs, _floating_key(inputs): values}, [layer], keep)
-            return found[0]
-
-        return features_of
-
-
-def _floating_key(inputs: dict[str, Tensor]) -> str:
-    keys = [key for key, tensor in inputs.items() if tensor.is_floating_point()]
-    if len(keys) != 1:
-        raise InvalidDataError(
-            f"GradientInverter rebuilds one floating-point input. Got {', '.join(keys)}; name one module's output "
-            "with input_layer= instead."
+def _warn_of_diverged(found: Inversion, where: str) -> None:
+    n = int(found.diverged.sum())
+    if n:
+        warnings.warn(
+            f"{n} of {len(found.diverged)} inversions at {where} diverged: their loss was not finite. They were "
+            "stopped, and what they had reached is measured. Give a smaller learning_rate.",
+            ConvergenceWarning,
+            stacklevel=2,
         )
-    return keys[0]

@@ -13,10 +13,10 @@ from retrainscope.base import (
     LayerEstimator,
     baseline_classes,
     check_class_counts,
-    check_number,
     reference_inputs,
 )
 from retrainscope.batches import Batches, Label
+from retrainscope.checks import check_number
 from retrainscope.moments import ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores, Measured, score

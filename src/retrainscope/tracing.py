@@ -20,7 +20,16 @@ from retrainscope.exceptions import (
     UnsupportedModelError,
 )
 
-__all__ = ["borrow", "call_model", "model_place", "named_layers", "replace_output", "run_layers", "trace_layers"]
+__all__ = [
+    "borrow",
+    "call_model",
+    "gradient_break",
+    "model_place",
+    "named_layers",
+    "replace_output",
+    "run_layers",
+    "trace_layers",
+]
 
 
 @contextmanager
@@ -80,6 +89,7 @@ def run_layers(
     visit: Callable[[str, Tensor], None],
     *,
     where: str = "",
+    check_finite: bool = True,
 ) -> None:
     """Run the model on a batch until every one of the layers has put out its output.
 
@@ -93,6 +103,8 @@ def run_layers(
         it keeps it must clone.
     where : str
         The batch, for the message about NaN.
+    check_finite : bool
+        Whether NaN or infinity in an output is an error.
 
     Raises
     ------
@@ -114,7 +126,7 @@ def run_layers(
                 "sample is needed. Name a layer whose output has the batch first."
             )
         # One sum is cheap; only when it is not finite (it may just have overflowed) is each value looked at.
-        if not torch.isfinite(output.detach().sum()) and not torch.isfinite(output).all():
+        if check_finite and not torch.isfinite(output.detach().sum()) and not torch.isfinite(output).all():
             raise NonFiniteError(f"The layer {name!r} puts out NaN or infinity{where and ' in '}{where}.")
         visit(name, output)
         seen[name] = output
@@ -206,6 +218,49 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
+
+
+def gradient_break(model: nn.Module, layer: str, features_of: Callable[[Tensor], Tensor], inputs: Tensor) -> str:
+    """Tell in words where the gradient from a layer to the input ends.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With parameters that have no gradient.
+    layer : str
+    features_of : callable
+        Runs the model up to the layer.
+    inputs : Tensor
+    """
+    outputs: list[tuple[str, Tensor]] = []
+
+    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                outputs.append((name, output))
+
+        return hook
+
+    leaves = {name: module for name, module in model.named_modules() if not any(module.children())}
+    handles = [module.register_forward_hook(hook_for(name), prepend=True) for name, module in leaves.items()]
+    try:
+        features = features_of(inputs.detach().clone().requires_grad_(True))
+    finally:
+        for handle in handles:
+            handle.remove()
+    cut = [name for name, output in outputs if not output.requires_grad]
+    if not cut and features.requires_grad:
+        gradients = torch.autograd.grad(
+            features, [output for _, output in outputs], torch.ones_like(features), allow_unused=True
+        )
+        cut = [
+            name
+            for (name, _), gradient in zip(outputs, gradients, strict=True)
+            if gradient is not None and gradient.any()
+        ]
+    culprit = cut[0] if cut else layer
+    kind = type(dict(model.named_modules())[culprit]).__name__
+    return f"it ends at {culprit!r} ({kind}) or just before it"
 
 
 def copy_model(model: nn.Module) -> nn.Module:

@@ -376,11 +376,14 @@ def _pictures(split: Split, spread: ActivationSpread, inverter: GradientInverter
     mapped = few_of(split.test, (*KNOWN, *UNKNOWN), 100)
     shown, _ = few_of(split.test, (*KNOWN, *UNKNOWN), 1)
     rows, losses = {}, {}
+    inverted = {
+        name: inverter.reconstruct(shown, LAYERS, control=control)
+        for name, control in (("", False), (", untrained", True))
+    }
     for layer in LAYERS:
-        for name, control in (("", False), (", untrained", True)):
-            inverted = inverter.reconstruct(shown, layer, control=control)
-            rows[f"inversion of {layer}{name}"] = inverted.inputs
-            losses[f"inversion of {layer}{name}"] = inverted.losses
+        for name, found in inverted.items():
+            rows[f"inversion of {layer}{name}"] = found[layer].inputs
+            losses[f"inversion of {layer}{name}"] = found[layer].losses.mean(dim=0)
         rows[f"decoder of {layer}"] = probe.reconstruct(shown, layer)
     for place, layer in enumerate(LAYERS):
         losses[f"decoder of {layer}"] = torch.from_numpy(probe.losses_[:, place])

@@ -1,0 +1,33 @@
+"""Checks of single parameters, before any work."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from retrainscope.exceptions import InvalidDataError
+
+__all__ = ["check_choice", "check_number"]
+
+
+def check_number(name: str, value: Any, *, whole: bool, below: float = np.inf, zero: bool = False) -> None:
+    """Refuse a parameter that is no positive number (with `zero`: a negative one), or too large."""
+    kind = numbers.Integral if whole else numbers.Real
+    if (
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and 0 <= float(value) < below
+        and (zero or float(value) > 0)
+    ):
+        return
+    what = f"{'zero or ' if zero else ''}a positive {'integer' if whole else 'number'}"
+    limit = f" below {below:g}" if np.isfinite(below) else ""
+    raise InvalidDataError(f"The {name!r} parameter must be {what}{limit}. Got {value!r} instead.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a parameter that is none of the words allowed."""
+    if value not in choices:
+        words = " or ".join(repr(choice) for choice in choices)
+        raise InvalidDataError(f"The {name!r} parameter must be {words}. Got {value!r} instead.")

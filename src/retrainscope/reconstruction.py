@@ -1,0 +1,441 @@
+"""Rebuild the inputs of a network from its activations: `invert_layers`."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrainscope.base import autograd_on, check_inputs_vary, reference_inputs, seed_of
+from retrainscope.batches import Batch, Batches, Inputs, as_batches
+from retrainscope.descent import Descent, NoGradientError, Path, descend
+from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.progress import progress_bar
+from retrainscope.tracing import borrow, gradient_break, model_place, named_layers, replace_output, run_layers
+
+__all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_layers", "true_inputs"]
+
+_EDGE = 1e-8  # keeps the slope of the total variation finite where neighbours are equal
+
+Features = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """What an inversion rebuilt.
+
+    Attributes
+    ----------
+    inputs : Tensor of shape (n_samples, ...)
+        The rebuilt inputs: of all that the descent passed, those with the lowest loss.
+    input_error : Tensor of shape (n_samples,)
+        Squared error against the true input, summed over its elements, in the input's units squared.
+    feature_error : Tensor of shape (n_samples,)
+        Squared error of the activations divided by their squared norm.
+    losses : Tensor of shape (n_samples, max_iter)
+        The feature error, and the priors if there are any, before each step.
+    n_iter : Tensor of shape (n_samples,)
+        Steps taken.
+    diverged : Tensor of bool of shape (n_samples,)
+        Whether the sample was stopped because its loss was not finite; what it had reached is kept.
+    """
+
+    inputs: Tensor
+    input_error: Tensor
+    feature_error: Tensor
+    losses: Tensor
+    n_iter: Tensor
+    diverged: Tensor
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """Where inputs are sought: their range, and what the random starts are drawn from.
+
+    Attributes
+    ----------
+    low, high : float
+    mean, std : float
+    variance : float
+        Summed over the elements of an input.
+    """
+
+    low: float
+    high: float
+    mean: float
+    std: float
+    variance: float
+
+    @classmethod
+    def of(cls, inputs: Iterable[Tensor]) -> "InputSpace":
+        """Measure the space that inputs of shape (n, ...) take."""
+        n, n_samples, total, squares, low, high = 0, 0, 0.0, 0.0, np.inf, -np.inf
+        for batch in inputs:
+            values = batch.double()
+            n, n_samples = n + values.numel(), n_samples + len(values)
+            total += float(values.sum())
+            squares += float(values.square().sum())
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+        variance = squares / n - (total / n) ** 2
+        check_inputs_vary(low < high and variance > 0)
+        return cls(low, high, total / n, variance**0.5, variance * n / n_samples)
+
+    def start(self, shape: Sequence[int], positions: Iterable[int], seed: int, restart: int) -> Tensor:
+        """Draw a start for each sample: it depends on the sample's place alone, not on the rest of its batch."""
+        noise = [
+            np.random.default_rng([seed, int(position), restart]).standard_normal(tuple(shape), np.float32)
+            for position in positions
+        ]
+        return (self.mean + self.std * torch.from_numpy(np.stack(noise))).clamp(self.low, self.high)
+
+
+def invert_layers(
+    model: nn.Module,
+    X: Any,
+    layers: Iterable[str],
+    *,
+    descent: Descent | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    input_layer: str | None = None,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    random_state: int | np.random.RandomState | None = None,
+    progress: bool | None = None,
+) -> dict[str, Inversion]:
+    """Rebuild inputs from the activations of several layers, all samples of a batch at once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It is only borrowed; it is run up to the layer, no further.
+    X : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
+        The true inputs: they give the activations, the range, and the errors.
+    layers : iterable of str
+    descent : Descent, optional
+        How to search; None: Adam without priors.
+    low, high : float, optional
+        The range of the input; None: the lowest and the highest value of X.
+    input_layer : str, optional
+        The module whose output is rebuilt instead of the model's input.
+    batch_size : int
+        Samples inverted at once. It does not change the result.
+    device : device, optional
+        Where to compute; None: where the model lies.
+    random_state : int, RandomState or None
+        For the starts and the jitter.
+    progress : bool or None
+        None shows a bar on a terminal only.
+
+    Returns
+    -------
+    dict of str to Inversion
+        By layer; samples in the order of X.
+
+    Raises
+    ------
+    InvalidDataError, LayerNotFoundError
+        Before any work, where data, range or layers do not fit.
+    UnsupportedModelError
+        If no gradient flows from a layer to the input, with the module where it ends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6))
+    >>> X = torch.rand(5, 4)
+    >>> found = rs.invert_layers(model, X, ["0", "2"], descent=rs.Descent("lbfgs"), low=0, high=1, random_state=0)
+    >>> bool(found["2"].input_error.max() < 0.001)
+    True
+    """
+    descent = Descent() if descent is None else descent
+    seed = seed_of(random_state)
+    home, dtype = model_place(model)
+    place = home if device is None else torch.device(device)
+    names = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
+    named_layers(model, names if input_layer is None else [*names, input_layer])
+    batches = as_batches(X, name="given", batch_size=batch_size, device=place, dtype=dtype, seed=seed % 2**32)
+    with autograd_on(), borrow(model, device=device, seed=seed) as lent:
+        space = InputSpace.of(true_inputs(lent, batch.inputs, input_layer) for batch in batches)
+        low, high = space.low if low is None else float(low), space.high if high is None else float(high)
+        if not low < high:
+            raise InvalidDataError(f"The range of the input must have low < high. Got {low:g} and {high:g}.")
+        space = InputSpace(low, high, space.mean, space.std, space.variance)
+        return invert_batches(
+            lent, batches, names, space=space, descent=descent, seed=seed, input_layer=input_layer, progress=progress
+        )
+
+
+def invert_batches(
+    network: nn.Module,
+    batches: Iterable[Batch] | Batches,
+    layers: Sequence[str],
+    *,
+    space: InputSpace,
+    descent: Descent,
+    seed: int,
+    input_layer: str | None,
+    progress: bool | None,
+    what: str = "inverting",
+) -> dict[str, Inversion]:
+    """Invert every batch at every layer with a borrowed network; parameters as in `invert_layers`."""
+    for parameter in network.parameters():  # so that nothing is kept for gradients that nobody wants
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+    parts: dict[str, list[Inversion]] = {layer: [] for layer in layers}
+    n_batches = batches.n_batches if isinstance(batches, Batches) else len(list(batches))
+    steps = descent.max_iter * descent.n_init
+    total = None if n_batches is None else n_batches * len(layers) * steps
+    with progress_bar(what=what, progress=progress, total=total) as bar:
+
+        def report(n_steps: int, losses: Tensor) -> None:
+            bar.update(n_steps)
+            if not bar.disable:
+                bar.set_postfix(error=f"{float(losses.nanmean()):.2g}", refresh=False)
+
+        for batch in batches:
+            true = true_inputs(network, batch.inputs, input_layer)
+            with torch.no_grad():
+                run_layers(network, batch.inputs, layers, lambda *_: None)  # all finite, and all run
+            for layer in layers:
+                features_of = _features(network, batch.inputs, layer, input_layer)
+                starts = (
+                    space.start(true.shape[1:], batch.positions, seed, restart).to(true.device)
+                    for restart in range(descent.n_init)
+                )
+                before = bar.n
+                try:
+                    found = invert(features_of, true, starts, space=space, descent=descent, seed=seed, report=report)
+                except NoGradientError as error:
+                    every = torch.arange(len(true), device=true.device)
+                    where = gradient_break(network, layer, lambda x, f=features_of, r=every: f(x, r), true)  # type: ignore[misc]
+                    raise UnsupportedModelError(
+                        f"No gradient flows from the layer {layer!r} to the input: {where}. Leave the layer out, or "
+                        "use another estimator."
+                    ) from error
+                parts[layer].append(found)
+                bar.update(before + steps - bar.n)
+    return {layer: _joined(found) for layer, found in parts.items()}
+
+
+def true_inputs(network: nn.Module, inputs: Inputs, input_layer: str | None) -> Tensor:
+    """Return what is to be rebuilt: the floating input, or the output of the input layer."""
+    if input_layer is None:
+        return reference_inputs(inputs)
+    found: list[Tensor] = []
+    with torch.no_grad():
+        run_layers(network, inputs, [input_layer], lambda _, output: found.append(output.clone()))
+    return found[0]
+
+
+def invert(
+    features_of: Features,
+    inputs: Tensor,
+    starts: Iterable[Tensor],
+    *,
+    space: InputSpace,
+    descent: Descent,
+    seed: int = 0,
+    report: Callable[[int, Tensor], None] = lambda *_: None,
+) -> Inversion:
+    """Rebuild inputs from their features; see `Descent` for what is minimised.
+
+    Parameters
+    ----------
+    features_of : callable (values, rows) -> features
+        Maps inputs of shape (n, ...) to features of shape (n, ...), differentiably; `rows` tells which samples they
+        are for.
+    inputs : Tensor of shape (n_samples, ...)
+        The true inputs x0.
+    starts : iterable of Tensor of that shape
+        Where the descent starts, each time.
+    space : InputSpace
+    descent : Descent
+    seed : int
+        For the jitter.
+    report : callable (n_steps, losses) -> None
+        Told how far it is, now and then.
+
+    Returns
+    -------
+    Inversion
+
+    Raises
+    ------
+    NoGradientError
+        If no gradient flows from the features to the input, from whichever start.
+    """
+    if (descent.tv_weight or descent.jitter) and inputs.ndim < 4:
+        raise InvalidDataError(
+            "Total variation and jitter are for images of shape (n_samples, channels, height, width) and volumes. Got "
+            f"{tuple(inputs.shape)}. Set tv_weight and jitter to 0."
+        )
+    best: Path | None = None
+    failure: NoGradientError | None = None
+    for start in starts:
+        loss = _FeatureLoss(features_of, inputs, space, descent, seed)
+        step = descent.learning_rate * space.std
+        try:
+            path = descend(
+                loss, _wide(start), low=space.low, high=space.high, step=step, descent=descent, report=report
+            )
+        except NoGradientError as error:
+            failure = error
+            continue
+        best = path if best is None else _better(best, path)
+    if best is None:
+        assert failure is not None
+        raise failure
+    every = torch.arange(len(inputs), device=inputs.device)
+    with torch.no_grad():
+        target = _wide(features_of(inputs, every).flatten(1))
+        difference = _wide(features_of(best.inputs.to(inputs.dtype), every).flatten(1)) - target
+    return Inversion(
+        inputs=best.inputs.cpu(),
+        input_error=(best.inputs - inputs).double().square().flatten(1).sum(dim=1).cpu(),
+        feature_error=(_square(difference) / _scale(target)).cpu(),
+        losses=best.losses.cpu(),
+        n_iter=best.n_iter.cpu(),
+        diverged=best.diverged.cpu(),
+    )
+
+
+class _FeatureLoss:
+    """The feature error relative to the features, and the priors: a `Loss`."""
+
+    def __init__(self, features_of: Features, inputs: Tensor, space: InputSpace, descent: Descent, seed: int) -> None:
+        self._features_of, self._space, self._descent, self._dtype = features_of, space, descent, inputs.dtype
+        self._jitter = torch.Generator().manual_seed(seed)
+        self._rows = torch.arange(len(inputs), device=inputs.device)
+        with torch.no_grad(), self._precision(inputs):
+            self._target = _wide(features_of(inputs, self._rows).flatten(1))
+        self._scale, self._difference = _scale(self._target), torch.empty_like(self._target)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad(), self._precision(x):
+            features = self._features_of(self._shifted(x).to(self._dtype), self._rows)
+        if not features.requires_grad:
+            raise NoGradientError("The features do not depend on the input in a way that has a gradient.")
+        # The gradient of the error by hand, in memory that is used again: each sample's is its own, whatever else is
+        # in the batch.
+        torch.sub(features.detach().flatten(1), self._target, out=self._difference)
+        errors = _square(self._difference) / self._scale
+        slope = self._difference.mul_((2 / self._scale)[:, None]).to(features.dtype).reshape(features.shape)
+        (gradient,) = torch.autograd.grad(features, x, slope, allow_unused=True)
+        if gradient is None:
+            raise NoGradientError("No gradient flows from the features to the input.")
+        if self._descent.has_priors:
+            with torch.enable_grad():
+                priors = self._priors(x)
+                (more,) = torch.autograd.grad(priors.sum(), x)
+            errors, gradient = errors + priors.detach(), gradient + more
+        return errors, gradient
+
+    def only(self, x: Tensor) -> Tensor:
+        with torch.no_grad(), self._precision(x):
+            features = _wide(self._features_of(x.to(self._dtype), self._rows).flatten(1))
+            errors = _square(features - self._target) / self._scale
+            return errors + self._priors(x) if self._descent.has_priors else errors
+
+    def keep(self, rows: Tensor) -> None:
+        self._rows, self._target, self._scale = self._rows[rows], self._target[rows], self._scale[rows]
+        self._difference = torch.empty_like(self._target)
+
+    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
+        return nullcontext() if self._descent.autocast is None else torch.autocast(x.device.type, torch.bfloat16)
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        if not self._descent.jitter:
+            return x
+        most, directions = self._descent.jitter, range(2, x.ndim)
+        shifts = torch.randint(-most, most + 1, (len(directions),), generator=self._jitter)
+        return torch.roll(x, shifts.tolist(), dims=tuple(directions))
+
+    def _priors(self, x: Tensor) -> Tensor:
+        descent, z = self._descent, (x - self._space.mean) / self._space.std
+        priors = x.new_zeros(len(x))
+        if descent.norm_weight:
+            priors = priors + descent.norm_weight * z.abs().pow(descent.norm_exponent).flatten(1).mean(dim=1)
+        if descent.tv_weight:
+            squares = torch.zeros_like(z)
+            for direction in range(2, z.ndim):
+                edge = z.narrow(direction, -1, 1)
+                squares = squares + z.diff(dim=direction, append=edge).square()
+            variation = (squares + _EDGE).pow(descent.tv_exponent / 2) - _EDGE ** (descent.tv_exponent / 2)
+            priors = priors + descent.tv_weight * variation.flatten(1).mean(dim=1)
+        return priors
+
+
+def _features(network: nn.Module, inputs: Inputs, layer: str, input_layer: str | None) -> Features:
+    def features_of(values: Tensor, rows: Tensor) -> Tensor:
+        found: list[Tensor] = []
+
+        def run(batch: Inputs) -> None:
+            # Nothing runs after the layer, so its output need not be cloned.
+            run_layers(network, batch, [layer], lambda _, output: found.append(output), check_finite=False)
+
+        if input_layer is not None:
+            with replace_output(network, input_layer, values):
+                run(_rows_of(inputs, rows))
+        elif isinstance(inputs, Tensor):
+            run(values)
+        else:
+            run({**_rows_of(inputs, rows), _floating_key(inputs): values})
+        return found[0]
+
+    return features_of
+
+
+def _rows_of(inputs: Any, rows: Tensor) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs if len(rows) == len(inputs) else inputs[rows]
+    return {key: _rows_of(tensor, rows) for key, tensor in inputs.items()}
+
+
+def _floating_key(inputs: dict[str, Tensor]) -> str:
+    keys = [key for key, tensor in inputs.items() if tensor.is_floating_point()]
+    if len(keys) != 1:
+        raise InvalidDataError(
+            f"GradientInverter rebuilds one floating-point input. Got {', '.join(keys)}; name one module's output "
+            "with input_layer= instead."
+        )
+    return keys[0]
+
+
+def _better(first: Path, second: Path) -> Path:
+    """Take for each sample the start that did not diverge, and of two such the one with the lower loss."""
+    better = torch.where(first.diverged == second.diverged, second.loss < first.loss, first.diverged)
+
+    def chosen(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+
+    return Path(
+        **{field.name: chosen(getattr(first, field.name), getattr(second, field.name)) for field in fields(Path)}
+    )
+
+
+def _joined(parts: Sequence[Inversion]) -> Inversion:
+    return Inversion(
+        **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Inversion)}
+    )
+
+
+def _square(values: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(values, dim=1)
+    return norms.square()
+
+
+def _scale(target: Tensor) -> Tensor:
+    """Return the squared norms; 1 where a layer is silent for a sample."""
+    squares = _square(target)
+    return torch.where(squares > torch.finfo(squares.dtype).tiny, squares, 1.0)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
