@@ -61,11 +61,15 @@ def main() -> None:
     report(options, found, images, list(layers))
 
 
-def report(options: argparse.Namespace, found: dict[str, list[Measures]], images: torch.Tensor, names: list[str]) -> None:
+def report(
+    options: argparse.Namespace, found: dict[str, list[Measures]], images: torch.Tensor, names: list[str]
+) -> None:
     trained = found["trained"][0]
     random = {kind: measures for kind, measures in found.items() if kind != "trained"}
     tables = [measures_table(found, names)]
-    tables += [contrast_table(trained, measures, names, title=f"trained against {kind}") for kind, measures in random.items()]
+    tables += [
+        contrast_table(trained, measures, names, title=f"trained against {kind}") for kind, measures in random.items()
+    ]
     for table in tables:
         print(f"\n{table}")
     name = options.network
