@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VISION := .venv-vision
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-browser lint bench readme build clean
+.PHONY: help install study test test-vision test-browser lint bench readme build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +29,15 @@ test: $(READY)  ## run all tests but those that need a browser, with branch cove
 test-browser: $(READY)  ## open the report in headless Chromium (must be installed) and look at it
 	$(BIN)/python -m pytest -m browser
 
+test-vision: $(VISION)/.ready  ## run the tests that need torchvision, in an environment of their own (5.5 GB)
+	$(VISION)/bin/python -m pytest -m vision
+
+$(VISION)/.ready: pyproject.toml constraints-vision.txt
+	$(PYTHON) -m venv $(VISION)
+	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --upgrade pip
+	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --group test --editable '.[vision]'
+	@touch $@
+
 lint: $(READY)  ## check style (ruff) and types (mypy, strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +54,4 @@ build: $(READY)  ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VISION) build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,17 +1,18 @@
-"""GradientInverter: descent on the input, alone and as an estimator."""
+"""GradientInverter: descent on the input as an estimator."""
+
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from helpers import Apply, unchanged
 from networks import TokenNet, classifier, samples
-from sklearn.exceptions import NotFittedError
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor, nn
 
 import retrainscope as rs
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
-from retrainscope.inversion import invert
-
-WIDE = {"low": -10.0, "high": 10.0}
 
 
 def fixed_linear(weight: Tensor) -> nn.Linear:
@@ -43,97 +44,12 @@ class TwoInputs(nn.Module):
         return self.head(torch.relu(self.body(x + shift)))
 
 
-def test_an_invertible_layer_is_inverted():
-    """From what an invertible linear map puts out, the input is found again."""
-    matrix = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, -1.0], [1.0, 0.0, 1.5]])
-    inputs = torch.randn(5, 3)
-    result = invert(lambda x: x @ matrix, inputs, torch.zeros(5, 3), **WIDE, step=0.05, max_iter=1500)
-    assert result.input_error.max() < 1e-6
-    assert result.feature_error.max() < 1e-6
-    np.testing.assert_allclose(result.inputs, inputs, atol=1e-3)
-
-
-def test_what_a_layer_drops_stays_at_the_start():
-    """Inputs that the features do not depend on are not rebuilt, and only those are wrong."""
-    inputs, start = torch.randn(5, 6), torch.randn(5, 6)
-    result = invert(lambda x: x[:, :3], inputs, start, **WIDE, step=0.05, max_iter=800)
-    np.testing.assert_allclose(result.inputs[:, :3], inputs[:, :3], atol=1e-3)
-    np.testing.assert_array_equal(result.inputs[:, 3:], start[:, 3:])
-    np.testing.assert_allclose(result.input_error, (start - inputs)[:, 3:].square().sum(dim=1), rtol=1e-3)
-
-
-def test_errors_by_hand():
-    """The errors are the squared distance of the inputs, and that of the features over their squared norm."""
-    inputs, start = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 2.0]])
-    result = invert(lambda x: 2 * x, inputs, start, **WIDE, step=0.1, max_iter=0)
-    assert result.input_error.tolist() == [25.0, 4.0]
-    assert result.feature_error.tolist() == [1.0, 4.0]
-    assert result.losses.shape == (0,)
-    assert result.input_error.dtype == torch.float64
-
-
-def test_the_loss_before_each_step_is_kept():
-    """The first loss is that of the start, and the losses fall."""
-    inputs = torch.randn(4, 3)
-    result = invert(lambda x: x * 3, inputs, torch.zeros(4, 3), **WIDE, step=0.02, max_iter=40)
-    assert result.losses.shape == (40,)
-    np.testing.assert_allclose(result.losses[0], 1.0, rtol=1e-6)
-    assert (result.losses.diff() < 0).all()
-    assert result.feature_error.mean() < result.losses[-1]
-
-
-def test_the_range_of_the_input_is_kept():
-    """What is rebuilt never leaves the range, even where the true input lies beyond it."""
-    inputs = torch.tensor([[5.0, -5.0, 0.3]])
-    result = invert(lambda x: x, inputs, torch.zeros(1, 3), low=-1.0, high=2.0, step=0.1, max_iter=300)
-    np.testing.assert_allclose(result.inputs, [[2.0, -1.0, 0.3]], atol=1e-2)
-
-
-def test_samples_do_not_touch_each_other():
-    """A sample is rebuilt the same alone and beside another one whose features are a thousand times larger."""
-    net = classifier(dtype=torch.float64)[:3]
-    inputs, start = torch.randn(3, 4).double(), torch.randn(3, 4).double()
-    inputs[2] *= 1000
-    options = {"low": -1e4, "high": 1e4, "step": 0.1, "max_iter": 30}
-    together = invert(net, inputs, start, **options)
-    alone = invert(net, inputs[:1], start[:1], **options)
-    np.testing.assert_allclose(together.inputs[:1], alone.inputs, rtol=1e-9)
-    np.testing.assert_allclose(together.input_error[:1], alone.input_error, rtol=1e-9)
-
-
-def test_the_scale_of_the_features_does_not_matter():
-    """Features that are rescaled lead to the same inputs."""
-    inputs, start = torch.randn(3, 4), torch.randn(3, 4)
-    options = {**WIDE, "step": 0.1, "max_iter": 30}
-    plain = invert(lambda x: x[:, :2], inputs, start, **options)
-    scaled = invert(lambda x: x[:, :2] * 2.0**20, inputs, start, **options)
-    np.testing.assert_array_equal(plain.inputs, scaled.inputs)
-
-
-def test_a_silent_layer_leaves_finite_errors():
-    """Where a layer puts out nothing but zeros for a sample, its error is finite, and the others' the same."""
-    inputs, start = torch.tensor([[-1.0, -2.0], [1.0, 2.0]]), torch.full((2, 2), 1e9)
-    options = {"low": -1e10, "high": 1e10, "step": 0.1, "max_iter": 5}
-    result = invert(torch.relu, inputs, start, **options)
-    assert torch.isfinite(result.input_error).all()
-    assert torch.isfinite(result.losses).all()
-    np.testing.assert_array_equal(result.inputs[1:], invert(torch.relu, inputs[1:], start[1:], **options).inputs)
-
-
-def test_gradients_are_turned_on():
-    """The descent works where the caller has turned gradients off, and leaves them off."""
-    with torch.no_grad():
-        result = invert(lambda x: x, torch.ones(1, 2), torch.zeros(1, 2), **WIDE, step=0.1, max_iter=3)
-        assert not torch.is_grad_enabled()
-    assert result.losses[-1] < result.losses[0]
-
-
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_layer_without_gradient(frozen):
     """A layer that no gradient passes is refused, whether or not its own weights have one."""
     model = nn.Sequential(nn.Linear(4, 4), Rounding(), nn.Linear(4, 3), nn.Linear(3, 2)).requires_grad_(not frozen)
-    message = "No gradient flows from the layer to the input: something on the way detaches or rounds"
-    with pytest.raises(UnsupportedModelError, match=message):
+    message = r"No gradient flows from the layer '2' to the input: it ends at '1' \(Rounding\) or just before it"
+    with unchanged(model), pytest.raises(UnsupportedModelError, match=message):
         rs.GradientInverter(model, layers=["2"], max_iter=2).fit(samples())
 
 
@@ -148,7 +64,7 @@ def test_half_of_the_inputs_dropped_is_half_of_the_variance_missed():
 
 
 def test_reconstruct_keeps_order_whatever_the_batches():
-    """Samples come back in the order of X, each the same in every batch size, and the losses are their mean."""
+    """Samples come back in the order of X, each the same in every batch size."""
     X, labels = samples(23)
     X = X.double()
     model = classifier(dtype=torch.float64)
@@ -157,6 +73,7 @@ def test_reconstruct_keeps_order_whatever_the_batches():
         for size in (4, 256)
     )
     np.testing.assert_allclose(small.inputs, large.inputs, rtol=1e-9)
+    assert small.losses.shape == (23, 15)
     np.testing.assert_allclose(small.input_error, large.input_error, rtol=1e-9)
     np.testing.assert_allclose(small.feature_error, large.feature_error, rtol=1e-9)
     np.testing.assert_allclose(small.losses, large.losses, rtol=1e-6)
@@ -239,7 +156,7 @@ def test_counts_may_come_from_numpy():
     X, labels = samples(20)
     counts = {"max_iter": np.int64(2), "samples_per_class": np.int32(5)}
     inverter = rs.GradientInverter(classifier(), random_state=0, **counts).fit((X, labels))
-    assert inverter.reconstruct(X, "0").losses.shape == (2,)
+    assert inverter.reconstruct(X, "0").losses.shape == (20, 2)
     assert inverter.known_errors_.class_counts.tolist() == [5, 5]
 
 
@@ -337,3 +254,140 @@ def test_one_sample_of_a_class_is_too_few(which):
         inverter.set_params(max_iter=1).fit((X, labels)).set_params(max_iter=10**9)
         with pytest.raises(InvalidDataError, match=message):
             inverter.score_layers(single)
+
+
+# ---- How to search
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_iter", 7), ("optimizer", "lbfgs"), ("n_iter_no_change", 2),
+    ("learning_rate", 0.3), ("n_init", 2), ("norm_weight", 0.5), ("autocast", "bfloat16")])  # fmt: skip
+def test_parameters_of_the_descent_reach_it(name, value):
+    """With each parameter of a `Descent` the estimator rebuilds what invert_layers does with it."""
+    X, labels = samples(20)
+    inverter = rs.GradientInverter(classifier(), random_state=0, **{"max_iter": 12, "tol": 0.5, name: value})
+    found = inverter.fit((X, labels)).reconstruct(X, "2")
+    descent = rs.Descent(**{"max_iter": 12, "tol": 0.5, name: value})
+    expected = rs.invert_layers(classifier(), X, ["2"], descent=descent, random_state=0)["2"]
+    for field in fields(rs.Inversion):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name), err_msg=field.name)
+
+
+def test_all_parameters_of_the_descent_are_parameters():
+    """The estimator has every parameter of a `Descent`, with the same default, and gives them to it."""
+    inverter = rs.GradientInverter(classifier(), max_iter=1, random_state=0)
+    parameters, other = inverter.get_params(), rs.Descent()
+    for field in fields(rs.Descent):
+        assert field.name == "max_iter" or parameters[field.name] == getattr(other, field.name)
+    values = {
+        "optimizer": "adam", "max_iter": 2, "learning_rate": 0.2, "n_init": 2, "tol": 0.03, "n_iter_no_change": 4,
+        "tv_weight": 0.1, "tv_exponent": 1.5, "norm_weight": 0.2, "norm_exponent": 3.0, "jitter": 1,
+        "autocast": "bfloat16",
+    }  # fmt: skip
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    inverter = rs.GradientInverter(model, random_state=0).set_params(**values)
+    twin = clone(inverter)
+    assert twin.get_params() == inverter.get_params()
+    assert twin.model is model
+    twin.fit((torch.randn(8, 1, 4, 4), torch.arange(8) % 2))
+    assert twin._descent == rs.Descent(**values)
+
+
+def test_a_wrong_parameter_of_the_descent():
+    """Parameters are looked at when the estimator is fitted, as `Descent` does it."""
+    inverter = rs.GradientInverter(classifier(), optimizer="sgd")
+    with pytest.raises(InvalidDataError, match=r"The 'optimizer' parameter must be 'adam' or 'lbfgs'\. Got 'sgd'"):
+        inverter.fit(samples())
+    with pytest.raises(NotFittedError, match="not fitted"):
+        inverter.reconstruct(samples()[0], "0")
+    with pytest.raises(InvalidDataError, match="Total variation and jitter are for images"):
+        rs.GradientInverter(classifier(), tv_weight=1.0).fit(samples())
+
+
+def test_reconstruct_several_layers():
+    """Several layers give an inversion by name, each as it is alone, also with the control."""
+    X, labels = samples(20)
+    inverter = rs.GradientInverter(classifier(), max_iter=10, random_state=0).fit((X, labels))
+    for control in (False, True):
+        found = inverter.reconstruct(X, iter(["2", "0"]), control=control)
+        assert list(found) == ["2", "0"]
+        for layer, result in found.items():
+            np.testing.assert_array_equal(result.inputs, inverter.reconstruct(X, layer, control=control).inputs)
+    with pytest.raises(LayerNotFoundError, match="no measured layer named '1'"):
+        inverter.reconstruct(X, ["0", "1"])
+
+
+def test_a_reconstruction_that_does_not_fit():
+    """Samples of another shape than the known ones are refused with both shapes."""
+    inverter = rs.GradientInverter(classifier(), max_iter=1).fit(samples())
+    with pytest.raises(InvalidDataError, match="The known and given samples must have the same shape"):
+        inverter.reconstruct(torch.randn(5, 3), "0")
+
+
+# ---- The measure
+
+
+def test_the_error_of_the_features():
+    """With error="feature" the measure is the activations' relative error, and one of a hundredth counts as none."""
+    X, labels = samples(20)
+    unknown = samples(20, seed=1)
+    inverter = rs.GradientInverter(classifier(), error="feature", max_iter=5, random_state=0).fit((X, labels))
+    scores = inverter.score_layers(unknown)
+    assert scores.unit == "relative to their squared norm"
+    assert scores.measure == "squared error of the activations after 5 steps"
+    for place, layer in enumerate(("0", "2")):
+        errors = inverter.reconstruct(X, layer).feature_error
+        np.testing.assert_allclose(scores.known[place], errors.mean(), rtol=1e-5)
+        errors = inverter.reconstruct(X, layer, control=True).feature_error
+        np.testing.assert_allclose(scores.known_reference[place], errors.mean(), rtol=1e-5)
+    contrast = np.log((scores.unknown + 0.01) / (scores.known + 0.01))
+    expected = np.log((scores.unknown_reference + 0.01) / (scores.known_reference + 0.01))
+    np.testing.assert_allclose(scores.values, contrast - expected, atol=1e-9)
+
+
+def test_the_unit_of_the_error_of_the_input():
+    """The input's error is in its units squared."""
+    scores = rs.GradientInverter(classifier(), max_iter=2, random_state=0).fit(samples()).score_layers(samples())
+    assert scores.unit == "input units squared, summed"
+    assert scores.measure == "squared error of the input after 2 steps"
+
+
+def test_a_measure_that_is_not_known():
+    """The error is one of two, and the message names both."""
+    message = r"The 'error' parameter must be 'input' or 'feature'\. Got 'output' instead\."
+    with pytest.raises(InvalidDataError, match=message):
+        rs.GradientInverter(classifier(), error="output").fit(samples())
+
+
+# ---- Diverged samples
+
+
+def overflowing() -> nn.Module:
+    """Return a network whose first layer overflows above 1.5, where its random weights may not."""
+    torch.manual_seed(0)
+    wall = Apply(lambda x: torch.where(x > 1.5, torch.inf, x))
+    return nn.Sequential(wall, nn.Linear(4, 3), nn.Linear(3, 2))
+
+
+def test_diverged_samples_are_told():
+    """Samples whose loss was not finite are counted in a warning that names the layer, the network and the data."""
+    generator = torch.Generator().manual_seed(0)
+    X, labels = 1.4 * torch.rand(20, 4, generator=generator), torch.arange(20) % 2
+    X[::2] = 1.49
+    inverter = rs.GradientInverter(overflowing(), layers=["1"], max_iter=20, learning_rate=2.0, random_state=0)
+    space = rs.InputSpace.of([X])
+    assert space.high < 1.5
+    inverter.fit((X, labels))  # in the range of the known data nothing overflows, and nothing warns
+    inverter.input_space_ = rs.InputSpace(space.low, 9.0, space.mean, space.std, space.variance)
+    with pytest.warns(ConvergenceWarning) as caught:
+        scores = inverter.score_layers((X, labels))
+    found = inverter.reconstruct(X, "1")
+    n = int(found.diverged.sum())
+    assert n > 0
+    texts = [str(warning.message) for warning in caught]
+    assert texts[0] == (
+        f"{n} of 20 inversions at layer '1' of the model and the unknown data diverged: their loss was not finite. "
+        "They were stopped, and what they had reached is measured. Give a smaller learning_rate."
+    )
+    assert "of the control and the unknown data" in texts[1]
+    np.testing.assert_allclose(scores.unknown[0], found.input_error.mean(), rtol=1e-5)
+    assert np.isfinite(scores.unknown).all()

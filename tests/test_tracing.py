@@ -293,6 +293,13 @@ def test_non_finite_activations_are_named_by_layer_and_batch(value):
         run(model, INPUTS, ["0", "1", "2"], where="batch 7 of the known data")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_activations_can_be_let_through(value):
+    """Where it is asked for, NaN and infinity in an activation are no error."""
+    model = nn.Sequential(nn.Linear(2, 2), Apply(lambda x: x * 0 + value))
+    assert not torch.isfinite(run(model, INPUTS, ["0", "1"], check_finite=False)["1"]).any()
+
+
 def test_activations_whose_sum_overflows_are_finite():
     """Finite activations whose sum is infinite are accepted."""
     model = nn.Sequential(Apply(lambda x: torch.full_like(x, 3e38)))

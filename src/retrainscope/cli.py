@@ -2,10 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from retrainscope.descent import Descent
 from retrainscope.exceptions import InvalidDataError, RetrainscopeError
 
 __all__ = ["main"]
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"retrainscope: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "finished seeds are kept" if options.out else "nothing is kept without --out"
+        kept = "what is finished is kept" if options.out else "nothing is kept without --out"
         print(f"retrainscope: interrupted; {kept}.", file=sys.stderr)
         return 130
     return status
@@ -61,7 +63,51 @@ def _parser() -> argparse.ArgumentParser:
     mnist.add_argument("--mnist-folder", type=Path, metavar="DIR", help="the standard IDX files, for --full")
     mnist.add_argument("--quiet", action="store_true", help="no progress and no tables")
     mnist.set_defaults(run=_mnist)
+    _add_vgg19(commands)
     return parser
+
+
+def _add_vgg19(commands: Any) -> None:
+    vgg19 = commands.add_parser(
+        "vgg19",
+        help="run the paper's VGG-19 experiment",
+        description="Rebuild photographs from the layers of VGG-19, with trained and with random weights. Needs the "
+        "extra vision.",
+    )
+    vgg19.add_argument(
+        "--weights", default="imagenet", metavar="W", help="imagenet (torchvision's, downloaded), random (no trained "
+        "network), or a file with a state dict of torchvision's VGG-19 (default: %(default)s)",
+    )  # fmt: skip
+    vgg19.add_argument(
+        "--images", type=Path, nargs="+", default=[], metavar="PATH", help="image files, or folders of them (default: "
+        "the two photographs of scikit-learn)",
+    )  # fmt: skip
+    vgg19.add_argument(
+        "--layers", type=_names, default=["1", "2", "3", "4", "8", "12", "16"], metavar="L,L,...", help="numbers of "
+        "convolutions, from 1 to 16, or names such as features.34 (default: 1,2,3,4,8,12,16)",
+    )  # fmt: skip
+    vgg19.add_argument("--size", type=_positive, default=224, metavar="PIXELS", help="cut the images to squares of "
+                       "this size (default: %(default)s)")  # fmt: skip
+    vgg19.add_argument("--inits", type=_positive, default=3, metavar="N", help="random initialisations "
+                       "(default: %(default)s)")  # fmt: skip
+    vgg19.add_argument("--optimizer", choices=("lbfgs", "adam"), default="lbfgs", help="(default: %(default)s)")
+    vgg19.add_argument("--max-iter", type=_positive, default=200, metavar="N", help="steps of descent "
+                       "(default: %(default)s)")  # fmt: skip
+    vgg19.add_argument("--tv-weight", type=float, default=0.0, metavar="X", help="weight of the total variation, which "
+                       "smooths what is rebuilt (default: %(default)s)")  # fmt: skip
+    vgg19.add_argument("--device", metavar="D", help="where to compute, e.g. cuda (default: the processor)")
+    vgg19.add_argument(
+        "--out", type=Path, metavar="DIR", help="write report.html, vgg19.json and the figures here, and keep finished "
+        "networks, so that a run that was stopped goes on"
+    )  # fmt: skip
+    vgg19.add_argument("--seed", type=_natural, default=0, metavar="S", help="of the random weights, counted up "
+                       "from here, and of the starts (default: %(default)s)")  # fmt: skip
+    vgg19.add_argument("--quiet", action="store_true", help="no progress and no tables")
+    vgg19.set_defaults(run=_vgg19)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _positive(text: str) -> int:
@@ -84,17 +130,13 @@ def _mnist(options: argparse.Namespace) -> int:
     from retrainscope.studies.mnist.run import run_study, write_study
     from retrainscope.studies.mnist.tables import tables
 
-    def say(what: str) -> None:
-        if not options.quiet:
-            print(what, file=sys.stderr, flush=True)
-
     study = run_study(
         seeds=range(options.seed, options.seed + options.seeds),
         full=options.full,
         mnist_folder=options.mnist_folder,
         out=options.out,
         progress=False if options.quiet else None,
-        say=say,
+        say=_say(options),
     )
     if not options.quiet:
         print(study.results[0].advice)
@@ -103,3 +145,35 @@ def _mnist(options: argparse.Namespace) -> int:
     if options.out is not None:
         print(f"\nReport: {write_study(study, options.out).resolve()}")
     return 0
+
+
+def _vgg19(options: argparse.Namespace) -> int:
+    from retrainscope.studies.vgg19.run import run_study, tables, write_study
+
+    study = run_study(
+        weights=options.weights,
+        images=options.images,
+        layers=options.layers,
+        size=options.size,
+        n_inits=options.inits,
+        descent=Descent(options.optimizer, max_iter=options.max_iter, tv_weight=options.tv_weight),
+        seed=options.seed,
+        device=options.device,
+        out=options.out,
+        progress=False if options.quiet else None,
+        say=_say(options),
+    )
+    if not options.quiet:
+        for table in tables(study):
+            print(f"{table}\n")
+    if options.out is not None:
+        print(f"Report: {write_study(study, options.out).resolve()}")
+    return 0
+
+
+def _say(options: argparse.Namespace) -> Callable[[str], None]:
+    def say(what: str) -> None:
+        if not options.quiet:
+            print(what, file=sys.stderr, flush=True)
+
+    return say

@@ -197,7 +197,7 @@ def measures_table(kinds: Mapping[str, Sequence[Measures]], layers: Sequence[str
     layers : sequence of str
     title : str
     """
-    digits = {"input_error": ".4f", "feature_error": ".2g", "psnr": ".1f", "ssim": ".2f"}
+    digits = {"input_error": ".2g", "feature_error": ".2g", "psnr": ".1f", "ssim": ".2f"}
 
     def cell(networks: Sequence[Measures], measure: str, place: int) -> str:
         means = [float(getattr(one, measure)[place].mean()) for one in networks]

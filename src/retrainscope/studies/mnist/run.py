@@ -3,8 +3,6 @@
 import importlib.metadata
 import json
 import platform
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrainscope.data import load_mnist
-from retrainscope.exceptions import OutputError, ResultFormatError
 from retrainscope.plotting import save_figure
 from retrainscope.report import check_extras, write_report
 from retrainscope.saving import load_json, save_json, to_plain, write_text
+from retrainscope.studies.keeping import kept_folder, reading
 from retrainscope.studies.mnist.experiments import Pictures, Progress, SeedResult, run_seed
 from retrainscope.studies.mnist.paper import CLAIMS, status
 from retrainscope.studies.mnist.sections import sections
@@ -176,40 +174,16 @@ class _Kept:
     """Finished seeds in a folder."""
 
     def __init__(self, out: Path, settings: Settings) -> None:
-        self.folder = out / "seeds"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._check_settings(out / "settings.json", settings)
-        except OSError as error:
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(f"{out} cannot be written ({error.strerror}). Name another folder.") from error
-
-    def _check_settings(self, path: Path, settings: Settings) -> None:
-        if not path.exists():
-            save_json(settings, path)
-            return
-        try:
-            found = load_json(Settings, path)
-        except ResultFormatError as error:
-            raise OutputError(f"{error} Name another folder, or empty this one.") from error
-        if found != settings:
-            names = [name for name in asdict(settings) if getattr(found, name) != getattr(settings, name)]
-            differing = ", ".join(f"{n} was {getattr(found, n)}, now {getattr(settings, n)}" for n in names)
-            raise OutputError(f"{path.parent} holds a run with other settings ({differing}). Name another folder.")
+        self.folder = kept_folder(out, settings, "seeds")
 
     def read(self, seed: int) -> tuple[SeedResult, Pictures] | None:
         result_path, pictures_path = self._paths(seed)
         if not result_path.exists() or not pictures_path.exists():
             return None
-        try:
+        with reading(result_path):
             with pictures_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 pictures = _unpack(dict(arrays))
             return load_json(SeedResult, result_path), pictures
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise OutputError(
-                f"{result_path.parent} has a damaged file ({error}). Delete it to run it again."
-            ) from error
 
     def write(self, result: SeedResult, pictures: Pictures) -> None:
         result_path, pictures_path = self._paths(result.seed)
