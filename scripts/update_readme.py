@@ -5,16 +5,15 @@
 The folder is one that ``retrainscope mnist --out`` wrote.
 """
 
-import re
 import shutil
 import sys
 from pathlib import Path
 
+from pages import ROOT, put_table
+
 from retrainscope.saving import load_json
 from retrainscope.studies.mnist.experiments import SeedResult
 from retrainscope.studies.mnist.tables import tables
-
-ROOT = Path(__file__).parents[1]
 
 
 def main(folder):
@@ -24,12 +23,7 @@ def main(folder):
     shutil.copy(folder / "needs.png", images / "needs.png")
     paths = sorted((folder / "seeds").glob("seed-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
     table = tables([load_json(SeedResult, path) for path in paths])["check"]
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    block = "\n".join(f"| {' | '.join(row)} |" for row in lines)
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- check: begin.*?-->\n).*?(<!-- check: end -->)", re.DOTALL)
-    readme.write_text(marked.sub(lambda m: f"{m[1]}\n{block}\n\n{m[2]}", text), encoding="utf-8")
+    put_table(ROOT / "README.md", "check", table.header, table.rows)
 
 
 if __name__ == "__main__":

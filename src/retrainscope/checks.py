@@ -11,18 +11,17 @@ from retrainscope.exceptions import InvalidDataError
 __all__ = ["check_choice", "check_number"]
 
 
-def check_number(name: str, value: Any, *, whole: bool, below: float = np.inf, zero: bool = False) -> None:
-    """Refuse a parameter that is no positive number (with `zero`: a negative one), or too large."""
+def check_number(
+    name: str, value: Any, *, whole: bool, below: float = np.inf, zero: bool = False, least: float | None = None
+) -> None:
+    """Refuse a parameter that is no positive number (with `zero`: a negative one), or out of its limits."""
     kind = numbers.Integral if whole else numbers.Real
-    if (
-        isinstance(value, kind)
-        and not isinstance(value, bool)
-        and 0 <= float(value) < below
-        and (zero or float(value) > 0)
-    ):
-        return
+    if isinstance(value, kind) and not isinstance(value, bool):
+        number = float(value)
+        if (number > 0 or (zero and number == 0)) and number < below and (least is None or number >= least):
+            return
     what = f"{'zero or ' if zero else ''}a positive {'integer' if whole else 'number'}"
-    limit = f" below {below:g}" if np.isfinite(below) else ""
+    limit = f" below {below:g}" if np.isfinite(below) else "" if least is None else f", at least {least:g}"
     raise InvalidDataError(f"The {name!r} parameter must be {what}{limit}. Got {value!r} instead.")
 
 

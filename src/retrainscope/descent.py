@@ -45,9 +45,9 @@ class Descent:
         A sample is done when its loss has not fallen by the fraction `tol` for so many steps. None: never
         before `max_iter`.
     tv_weight, tv_exponent : float
-        Weight and exponent of the total variation; images (n, channels, height, width) and volumes only.
+        Weight and exponent (at least 1) of the total variation; images (n, channels, height, width) and volumes only.
     norm_weight, norm_exponent : float
-        Weight and exponent of the norm.
+        Weight and exponent (at least 1) of the norm.
     jitter : int
         Each step the images are shifted by up to so many pixels, round the edge; for Adam.
     autocast : {"bfloat16"}, optional
@@ -76,10 +76,12 @@ class Descent:
         check_choice("optimizer", self.optimizer, ("adam", "lbfgs"))
         for name in ("max_iter", "n_init"):
             check_number(name, getattr(self, name), whole=True)
-        for name in ("learning_rate", "tv_exponent", "norm_exponent"):
-            check_number(name, getattr(self, name), whole=False)
-        for name in ("tol", "tv_weight", "norm_weight"):
+        check_number("learning_rate", self.learning_rate, whole=False)
+        check_number("tol", self.tol, whole=False, zero=True, below=1)
+        for name in ("tv_weight", "norm_weight"):
             check_number(name, getattr(self, name), whole=False, zero=True)
+        for name in ("tv_exponent", "norm_exponent"):
+            check_number(name, getattr(self, name), whole=False, least=1)
         check_number("jitter", self.jitter, whole=True, zero=True)
         if self.n_iter_no_change is not None:
             check_number("n_iter_no_change", self.n_iter_no_change, whole=True)
@@ -131,6 +133,9 @@ class Loss(Protocol):
     def keep(self, rows: Tensor) -> None:
         """Forget all samples but these."""
 
+    def stuck(self) -> None:
+        """Raise NoGradientError if the samples, none of which can move from its start, never could."""
+
 
 class NoGradientError(UnsupportedModelError):
     """No gradient flows from the features to the input."""
@@ -167,7 +172,7 @@ def descend(
     Raises
     ------
     NoGradientError
-        If the first gradient is missing, or zero for every sample though the loss is not.
+        If the first gradient is missing, or if it is zero, as it is everywhere else.
     """
     n, device = len(start), start.device
     stepper: _Adam | _Lbfgs = (_Adam if descent.optimizer == "adam" else _Lbfgs)(start, low, high, step)
@@ -193,7 +198,7 @@ def descend(
         path.inputs[rows[which]], path.loss[rows[which]] = best[which], best_loss[which]
         path.diverged[rows[which]] = stepper.failed()[which]
         path.n_iter[rows[which]] = end
-        path.losses[rows[which], end:] = curve[-1][which, None]
+        path.losses[rows[which], end:] = stepper.loss[which, None]
 
     def write_curve(end: int) -> None:
         path.losses[rows, end - len(curve) : end] = torch.stack(curve, dim=1)
@@ -201,8 +206,8 @@ def descend(
 
     for iteration in range(descent.max_iter):
         losses, gradient = loss(stepper.x)
-        if iteration == 0:
-            _check_gradient(losses, gradient)
+        if iteration == 0 and (losses > 0).any() and not gradient.any():
+            loss.stuck()
         look(losses)
         stepper.step(losses, gradient)
         curve.append(stepper.loss)
@@ -231,14 +236,6 @@ def descend(
     if curve:
         write_curve(descent.max_iter)
     return path
-
-
-def _check_gradient(losses: Tensor, gradient: Tensor) -> None:
-    if not gradient.any() and (losses > 0).all():
-        raise NoGradientError(
-            "The gradient from the layer to the input is zero for every sample: something on the way rounds, or "
-            "is silent. Leave the layer out, or use another estimator."
-        )
 
 
 class _Adam:
@@ -296,13 +293,14 @@ class _Lbfgs:
         started = torch.isfinite(self.loss)
         moved = x - self._base
         enough = losses <= self.loss + _SUFFICIENT * _dot(self._gradient, moved)
-        taken = (enough | ~started) & torch.isfinite(losses)
+        taken = (enough | ~started) & torch.isfinite(losses) & torch.isfinite(_dot(gradient, gradient))
         self._remember(taken & started, moved, gradient)
         at = taken[:, None]
         self._base, self._gradient = torch.where(at, x, self._base), torch.where(at, gradient, self._gradient)
         self.loss = torch.where(taken, losses, self.loss)
         self._tries = torch.where(taken, 0, self._tries + 1)
-        lost = self._tries >= _GIVE_UP  # start again from steepest descent
+        # Start again from steepest descent; where that is what was tried, go on with shorter steps.
+        lost = (self._tries >= _GIVE_UP) & (self._rho.amax(dim=0) > 0)
         self._rho[:, lost] = 0
         self._tries[lost] = 0
         self._turn(taken | lost)

@@ -268,29 +268,20 @@ def invert(
     Raises
     ------
     NoGradientError
-        If no gradient flows from the features to the input, from whichever start.
+        If no gradient flows from the features to the input.
     """
     if (descent.tv_weight or descent.jitter) and inputs.ndim < 4:
         raise InvalidDataError(
             "Total variation and jitter are for images of shape (n_samples, channels, height, width) and volumes. Got "
             f"{tuple(inputs.shape)}. Set tv_weight and jitter to 0."
         )
-    best: Path | None = None
-    failure: NoGradientError | None = None
+    step, best = descent.learning_rate * space.std, None
     for start in starts:
         loss = _FeatureLoss(features_of, inputs, space, descent, seed)
-        step = descent.learning_rate * space.std
-        try:
-            path = descend(
-                loss, _wide(start), low=space.low, high=space.high, step=step, descent=descent, report=report
-            )
-        except NoGradientError as error:
-            failure = error
-            continue
+        start = start.to(_wide(inputs).dtype)
+        path = descend(loss, start, low=space.low, high=space.high, step=step, descent=descent, report=report)
         best = path if best is None else _better(best, path)
-    if best is None:
-        assert failure is not None
-        raise failure
+    assert best is not None
     every = torch.arange(len(inputs), device=inputs.device)
     with torch.no_grad():
         target = _wide(features_of(inputs, every).flatten(1))
@@ -309,7 +300,7 @@ class _FeatureLoss:
     """The feature error relative to the features, and the priors: a `Loss`."""
 
     def __init__(self, features_of: Features, inputs: Tensor, space: InputSpace, descent: Descent, seed: int) -> None:
-        self._features_of, self._space, self._descent, self._dtype = features_of, space, descent, inputs.dtype
+        self._features_of, self._inputs, self._space, self._descent = features_of, inputs, space, descent
         self._jitter = torch.Generator().manual_seed(seed)
         self._rows = torch.arange(len(inputs), device=inputs.device)
         with torch.no_grad(), self._precision(inputs):
@@ -319,13 +310,13 @@ class _FeatureLoss:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_(True)
         with torch.enable_grad(), self._precision(x):
-            features = self._features_of(self._shifted(x).to(self._dtype), self._rows)
+            features = self._features_of(self._shifted(x).to(self._inputs.dtype), self._rows)
         if not features.requires_grad:
             raise NoGradientError("The features do not depend on the input in a way that has a gradient.")
         # The gradient of the error by hand, in memory that is used again: each sample's is its own, whatever else is
         # in the batch.
         torch.sub(features.detach().flatten(1), self._target, out=self._difference)
-        errors = _square(self._difference) / self._scale
+        errors = (_square(self._difference) / self._scale).to(x.dtype)
         slope = self._difference.mul_((2 / self._scale)[:, None]).to(features.dtype).reshape(features.shape)
         (gradient,) = torch.autograd.grad(features, x, slope, allow_unused=True)
         if gradient is None:
@@ -339,13 +330,21 @@ class _FeatureLoss:
 
     def only(self, x: Tensor) -> Tensor:
         with torch.no_grad(), self._precision(x):
-            features = _wide(self._features_of(x.to(self._dtype), self._rows).flatten(1))
-            errors = _square(features - self._target) / self._scale
+            features = _wide(self._features_of(x.to(self._inputs.dtype), self._rows).flatten(1))
+            errors = (_square(features - self._target) / self._scale).to(x.dtype)
             return errors + self._priors(x) if self._descent.has_priors else errors
 
     def keep(self, rows: Tensor) -> None:
         self._rows, self._target, self._scale = self._rows[rows], self._target[rows], self._scale[rows]
         self._difference = torch.empty_like(self._target)
+
+    def stuck(self) -> None:
+        x = self._inputs.detach().requires_grad_(True)
+        with torch.enable_grad():
+            features = self._features_of(x, torch.arange(len(x), device=x.device))
+        weights = torch.randn(features.shape, generator=self._jitter).to(features)
+        if not torch.autograd.grad(features, x, weights)[0].any():
+            raise NoGradientError("The gradient from the features to the input is zero, at the true inputs as well.")
 
     def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
         return nullcontext() if self._descent.autocast is None else torch.autocast(x.device.type, torch.bfloat16)

@@ -245,9 +245,14 @@ def gradient_break(model: nn.Module, layer: str, features_of: Callable[[Tensor],
     handles = [module.register_forward_hook(hook_for(name), prepend=True) for name, module in leaves.items()]
     try:
         features = features_of(inputs.detach().clone().requires_grad_(True))
+        found = outputs.copy()
+        outputs.clear()
+        features_of(2 * inputs.detach() + 1)
     finally:
         for handle in handles:
             handle.remove()
+    # Only what depends on the input lies on the way.
+    outputs = [one for one, (_, other) in zip(found, outputs, strict=False) if not torch.equal(one[1], other)]
     cut = [name for name, output in outputs if not output.requires_grad]
     if not cut and features.requires_grad:
         gradients = torch.autograd.grad(

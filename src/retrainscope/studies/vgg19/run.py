@@ -256,9 +256,8 @@ def _sections(study: Study) -> list[Section]:
                 f"Each image is rebuilt from what a layer of VGG-19 makes of it, by {descent['max_iter']} steps of "
                 f"descent on the input ({descent['optimizer']}) from random pixels. Layers are numbered by "
                 "convolution, and taken before the ReLU.",
-                f"Weights: {study.settings.weights if len(study.settings.weights) < 20 else 'from a file'}, and "
-                f"{len(study.kinds[RANDOM])} random initialisations (torchvision's: Kaiming). Images: "
-                f"{', '.join(names)}, {study.images.shape[-1]} pixels squared.",
+                f"Weights: {_weights_in_words(study)}. Images: {', '.join(names)}, {study.images.shape[-1]} pixels "
+                "squared.",
                 f"{n_diverged or 'No'} inversion{'' if n_diverged == 1 else 's'} diverged.",
             ],
             made[:1],
@@ -291,6 +290,13 @@ def _sections(study: Study) -> list[Section]:
         Section("The pictures", [f"From the input on the left to the top on the right.{left_out}"], (), shown)
     )
     return sections
+
+
+def _weights_in_words(study: Study) -> str:
+    n = len(study.kinds[RANDOM])
+    random = f"{n} random initialisation{'' if n == 1 else 's'} (torchvision's: Kaiming)"
+    source = "ImageNet" if study.settings.weights == IMAGENET else "a file"
+    return f"trained ones from {source}, and {random}" if TRAINED in study.kinds else random
 
 
 def _finite(value: Any) -> Any:
