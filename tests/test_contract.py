@@ -18,7 +18,7 @@ from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFin
 
 FAST = {
     rs.ActivationSpread: {},
-    rs.GradientInverter: {"max_iter": 5, "samples_per_class": 15},
+    rs.GradientInverter: {"optimizer": "adam", "max_iter": 5, "samples_per_class": 15},
     rs.LayerDecoderProbe: {"max_epochs": 3},
 }
 # What they measure does not depend on the batches; the decoders of the third learn from them.

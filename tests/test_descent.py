@@ -59,7 +59,8 @@ def search(
     step: float = 0.1,
     **options: object,
 ) -> Path:
-    """Descend from a start."""
+    """Descend from a start, with Adam unless told otherwise."""
+    options = {"optimizer": "adam", **options}
     return descend(Formula(formula, parameters), start, low=low, high=high, step=step, descent=Descent(**options))
 
 
@@ -160,7 +161,7 @@ def test_adam_is_that_of_torch():
     matrix, vector, start = (torch.randn(shape, generator=generator).double() for shape in ((3, 6, 4), (3, 6), (3, 4)))
     start.clamp_(-0.8, 0.8)
     loss = Formula(quadratic, (matrix, vector))
-    descend(loss, start, low=-0.8, high=0.8, step=0.07, descent=Descent(max_iter=25))
+    descend(loss, start, low=-0.8, high=0.8, step=0.07, descent=Descent("adam", max_iter=25))
     for row in range(3):
         x = start[row].clone().requires_grad_(True)
         optimizer = torch.optim.Adam([x], lr=0.07)
@@ -231,7 +232,7 @@ def test_reports(max_iter):
     reports: list[tuple[int, Tensor]] = []
     loss = Formula(squared, (torch.zeros(2, 3),))
     descend(
-        loss, torch.ones(2, 3), low=-5, high=5, step=0.1, descent=Descent(max_iter=max_iter),
+        loss, torch.ones(2, 3), low=-5, high=5, step=0.1, descent=Descent("adam", max_iter=max_iter),
         report=lambda n_steps, losses: reports.append((n_steps, losses.clone())),
     )  # fmt: skip
     assert [n_steps for n_steps, _ in reports] == [10] * (max_iter // 10)
@@ -322,7 +323,7 @@ def test_done_at_the_very_last_look(max_iter):
 def test_a_fall_by_less_than_tol_is_none(tol, n_iter):
     """A loss that falls by five per cent a step falls by a tenth within three steps, and by a fifth not."""
     loss = Formula(lambda x: 0.95 ** len(loss.seen) + (x - x.detach()).sum(dim=1))
-    descent = Descent(max_iter=100, n_iter_no_change=3, tol=tol)
+    descent = Descent("adam", max_iter=100, n_iter_no_change=3, tol=tol)
     assert descend(loss, torch.zeros(1, 1), low=-9, high=9, step=0.1, descent=descent).n_iter.tolist() == [n_iter]
 
 

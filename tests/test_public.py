@@ -7,13 +7,17 @@ def test_public_names():
     """The public names are these, sorted, and every one of them is there and has a docstring."""
     assert retrainscope.__all__ == [
         "ActivationSpread",
+        "Descent",
         "GradientInverter",
+        "InputSpace",
+        "Inversion",
         "LayerAdvice",
         "LayerDecoderProbe",
         "LayerScores",
         "Layers",
         "Recommendation",
         "find_layers",
+        "invert_layers",
         "recommend_layers",
         "trace_layers",
         "train_only",

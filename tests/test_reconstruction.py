@@ -18,7 +18,8 @@ BOTH = pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 
 
 def inverted(function, inputs, *starts, space=WIDE, seed=0, **options) -> Inversion:
-    """Invert a function of the values alone."""
+    """Invert a function of the values alone, with Adam unless told otherwise."""
+    options = {"optimizer": "adam", **options}
     return invert(lambda x, rows: function(x), inputs, starts, space=space, descent=Descent(**options), seed=seed)
 
 
@@ -161,12 +162,12 @@ def test_features_see_only_the_samples_left():
 
     shift = torch.tensor([[0.0], [100.0], [200.0]])
     inputs, start = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([[9.0, 9], [3, 4], [9, 9]])
-    descent = Descent(max_iter=40, n_iter_no_change=10)
+    descent = Descent("adam", max_iter=40, n_iter_no_change=10)
     result = invert(shifted, inputs, [start], space=WIDE, descent=descent)
     assert result.n_iter[1] == 20  # the first step counts as a fall, so ten without one are past at the second look
     assert seen[:20] == [(3, [0, 1, 2])] * 20
     assert seen[20] == (2, [0, 2])
-    plain = invert(shifted, inputs, [start], space=WIDE, descent=Descent(max_iter=40))
+    plain = invert(shifted, inputs, [start], space=WIDE, descent=Descent("adam", max_iter=40))
     for row in (0, 2):
         n = int(result.n_iter[row])
         np.testing.assert_allclose(result.losses[row, :n], plain.losses[row, :n], rtol=1e-5)
@@ -360,7 +361,7 @@ def test_vectors_have_no_neighbours(options):
     """Total variation and jitter need pixels; the error has the shape of what came."""
     message = r"Total variation and jitter are for images .* Got \(20, 4\)\. Set tv_weight and jitter to 0\."
     with pytest.raises(InvalidDataError, match=message):
-        invert_layers(classifier(), samples(20)[0], ["0"], descent=Descent(**options))
+        invert_layers(classifier(), samples(20)[0], ["0"], descent=Descent("adam", **options))
 
 
 # ---- Jitter
@@ -393,7 +394,7 @@ def test_jitter_shifts_all_samples_alike_round_the_edge():
 def test_jitter_is_repeatable():
     """The shifts come from the seed alone: the same again, in any batch size, and others for another seed."""
     X = torch.randn(5, 2, 6, 6)
-    options = {"descent": Descent(max_iter=12, jitter=2)}
+    options = {"descent": Descent("adam", max_iter=12, jitter=2)}
     first = invert_layers(image_network(), X, ["2"], random_state=0, **options)["2"]
     torch.rand(3)
     again = invert_layers(image_network(), X, ["2"], random_state=0, batch_size=2, **options)["2"]
@@ -459,7 +460,7 @@ def test_infinite_activations_on_the_way():
     """A layer that overflows on the way to an input stops that sample, and invert_layers does not warn."""
     model = nn.Sequential(Apply(lambda x: torch.where(x > 2.0, torch.inf, x)), nn.Linear(2, 2))
     X = torch.tensor([[1.9, 1.9], [-1.0, -1.5]])
-    descent = Descent(max_iter=40, learning_rate=3.0)
+    descent = Descent("adam", max_iter=40, learning_rate=3.0)
     found = invert_layers(model, X, ["0"], descent=descent, low=-4, high=4, random_state=0)["0"]
     assert found.diverged[0]
     assert torch.isfinite(found.inputs).all()
@@ -587,7 +588,7 @@ def test_the_input_layer_is_rebuilt():
 def test_the_range_is_that_of_the_data_or_as_given():
     """Rebuilt inputs stay within those given, or within low and high."""
     X, _ = samples(20)
-    descent = Descent(max_iter=30, learning_rate=1.0)
+    descent = Descent("adam", max_iter=30, learning_rate=1.0)
     found = invert_layers(classifier(), X, ["2"], descent=descent, random_state=0)["2"].inputs
     assert found.min() == X.min()
     assert found.max() == X.max()
@@ -628,7 +629,7 @@ def test_data_that_does_not_fit():
 def test_the_random_state_decides():
     """The same state gives the same inversions, another one others."""
     X, _ = samples(10)
-    options = {"descent": Descent(max_iter=5)}
+    options = {"descent": Descent("adam", max_iter=5)}
     first, again, other = (
         invert_layers(classifier(), X, ["0"], random_state=state, **options)["0"] for state in (0, 0, 1)
     )
@@ -639,7 +640,7 @@ def test_the_random_state_decides():
 def test_a_device_that_is_named():
     """On a device that is named, the same is computed."""
     X, _ = samples(10)
-    options = {"descent": Descent(max_iter=12), "random_state": 0}
+    options = {"descent": Descent("adam", max_iter=12), "random_state": 0}
     plain = invert_layers(classifier(), X, ["0"], **options)["0"]
     assert_equal(plain, invert_layers(classifier(), X, ["0"], device="cpu", **options)["0"])
 
@@ -667,7 +668,7 @@ def test_progress(monkeypatch, disable):
             self.texts.append(float(error))
 
     monkeypatch.setattr("retrainscope.reconstruction.progress_bar", Bar)
-    descent = Descent(max_iter=25, n_init=2, n_iter_no_change=1, tol=0.9)
+    descent = Descent("adam", max_iter=25, n_init=2, n_iter_no_change=1, tol=0.9)
     invert_layers(classifier(), samples(10)[0], ["0", "2"], descent=descent, batch_size=5, random_state=0)
     (bar,) = bars
     assert (bar.what, bar.n, bar.total) == ("inverting", 200, 200)
@@ -696,14 +697,14 @@ def test_the_model_is_unchanged_after_an_error(error, at):
     """Also when the model fails on the way, or the user interrupts, it is left as it was."""
     model = nn.Sequential(nn.Linear(4, 4), Failing(at, error), nn.Linear(4, 3), nn.Linear(3, 2))
     with unchanged(model), pytest.raises(type(error)):
-        invert_layers(model, samples(10)[0], ["2"], descent=Descent(max_iter=30))
+        invert_layers(model, samples(10)[0], ["2"], descent=Descent("adam", max_iter=30))
 
 
 def test_nothing_after_the_layer_runs():
     """The model runs up to the layer, and no further."""
     before, after = Counted(), Counted()
     model = nn.Sequential(before, nn.Linear(4, 3), after, nn.Linear(3, 2))
-    invert_layers(model, samples(10)[0], ["1"], descent=Descent(max_iter=7))
+    invert_layers(model, samples(10)[0], ["1"], descent=Descent("adam", max_iter=7))
     assert before.calls >= 7
     assert after.calls == 0
 
@@ -713,7 +714,7 @@ def test_in_place_operations_after_the_layer_do_no_harm():
     torch.manual_seed(0)
     body = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)]
     changing = nn.Sequential(body[0], nn.ReLU(inplace=True), body[2])
-    options = {"descent": Descent(max_iter=10), "random_state": 0}
+    options = {"descent": Descent("adam", max_iter=10), "random_state": 0}
     X, _ = samples(10)
     plain = invert_layers(nn.Sequential(*body), X, ["0", "1"], **options)
     for layer, found in invert_layers(changing, X, ["0", "1"], **options).items():
@@ -735,7 +736,7 @@ def test_half_precision(optimizer):
 def test_gradients_may_be_off():
     """The caller's no_grad and inference_mode do not matter, and are as before afterwards."""
     X, _ = samples(10)
-    options = {"descent": Descent(max_iter=5), "random_state": 0}
+    options = {"descent": Descent("adam", max_iter=5), "random_state": 0}
     expected = invert_layers(classifier(), X, ["2"], **options)["2"]
     with torch.no_grad():
         assert_equal(invert_layers(classifier(), X, ["2"], **options)["2"], expected)
@@ -795,7 +796,7 @@ def test_a_module_that_no_gradient_passes(breaking, frozen):
     kind = type(breaking).__name__
     message = rf"No gradient flows from the layer '3' to the input: it ends at '2' \({kind}\) or just before it\. Leave"
     with unchanged(model), pytest.raises(UnsupportedModelError, match=message):
-        invert_layers(model, samples(10)[0], ["1", "3"], descent=Descent(max_iter=2), random_state=0)
+        invert_layers(model, samples(10)[0], ["1", "3"], descent=Descent("adam", max_iter=2), random_state=0)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -803,7 +804,7 @@ def test_a_gradient_that_ends_between_two_modules(frozen):
     """A cut between modules is laid at the module that follows."""
     model = Cutting().requires_grad_(not frozen)
     with pytest.raises(UnsupportedModelError, match=r"it ends at 'second' \(Linear\) or just before it"):
-        invert_layers(model, samples(10)[0], ["second"], descent=Descent(max_iter=2))
+        invert_layers(model, samples(10)[0], ["second"], descent=Descent("adam", max_iter=2))
 
 
 def test_a_gradient_that_ends_in_the_layer_itself():
@@ -819,7 +820,7 @@ def test_a_gradient_that_ends_in_the_layer_itself():
 
     model = nn.Sequential(Block(), nn.Linear(3, 2))
     with pytest.raises(UnsupportedModelError, match=r"it ends at '0' \(Block\)"):
-        invert_layers(model, samples(10)[0], ["0"], descent=Descent(max_iter=2))
+        invert_layers(model, samples(10)[0], ["0"], descent=Descent("adam", max_iter=2))
 
 
 def test_modules_that_return_no_tensor_are_passed_over():
@@ -828,7 +829,7 @@ def test_modules_that_return_no_tensor_are_passed_over():
         nn.Linear(4, 4), Apply(lambda x: (x, x)), Apply(lambda pair: pair[0].detach()), nn.Linear(4, 2)
     )
     with pytest.raises(UnsupportedModelError, match=r"it ends at '2' \(Apply\)"):
-        invert_layers(model, samples(10)[0], ["3"], descent=Descent(max_iter=2))
+        invert_layers(model, samples(10)[0], ["3"], descent=Descent("adam", max_iter=2))
 
 
 @pytest.mark.parametrize("breaking", [Rounding(), Detaching()])
@@ -846,7 +847,7 @@ def test_modules_beside_the_way_are_not_blamed(breaking):
             return self.second(self.breaking(self.first(x) + places))
 
     with pytest.raises(UnsupportedModelError, match=r"it ends at 'breaking' "):
-        invert_layers(Positions(), samples(10)[0], ["second"], descent=Descent(max_iter=2), random_state=0)
+        invert_layers(Positions(), samples(10)[0], ["second"], descent=Descent("adam", max_iter=2), random_state=0)
 
 
 @pytest.mark.parametrize("breaking", [Rounding(), Detaching()])
@@ -863,7 +864,9 @@ def test_the_input_layer_is_not_blamed(breaking):
 
     ids = torch.randint(0, 10, (20, 3))
     with pytest.raises(UnsupportedModelError, match=r"it ends at 'breaking' "):
-        invert_layers(Tokens(), ids, ["mix"], input_layer="embedding", descent=Descent(max_iter=2), random_state=0)
+        invert_layers(
+            Tokens(), ids, ["mix"], input_layer="embedding", descent=Descent("adam", max_iter=2), random_state=0
+        )
 
 
 def test_the_public_names():

@@ -31,9 +31,10 @@ class Descent:
 
     Attributes
     ----------
-    optimizer : {"adam", "lbfgs"}
-        L-BFGS costs the same for a step, and gets further on smooth layers. Each sample has its own history
-        and step length, and a step that does not help is tried again, shorter.
+    optimizer : {"lbfgs", "adam"}
+        With L-BFGS each sample has its own history and step length, and a step that does not help is tried again,
+        shorter. It gets further than Adam in as many passes; beside the passes themselves, which are what
+        costs in all but small networks, a step takes a little longer.
     max_iter : int
         Passes forward and backward.
     learning_rate : float
@@ -59,8 +60,8 @@ class Descent:
         If a value is out of range.
     """
 
-    optimizer: str = "adam"
-    max_iter: int = 200
+    optimizer: str = "lbfgs"
+    max_iter: int = 100
     learning_rate: float = 0.1
     n_init: int = 1
     tol: float = 0.01

@@ -2,14 +2,14 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any, overload
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from torch import nn
+from torch import Tensor, nn
 
 from retrainscope.base import LayerEstimator, check_class_counts, score_errors
 from retrainscope.batches import Batch, Batches, Label
@@ -19,6 +19,7 @@ from retrainscope.descent import Descent
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
 from retrainscope.reconstruction import InputSpace, Inversion, invert_batches, true_inputs
 from retrainscope.scores import LayerScores
+from retrainscope.tracing import run_layers
 
 __all__ = ["GradientInverter"]
 
@@ -93,8 +94,8 @@ class GradientInverter(LayerEstimator):
         head: str | None = None,
         input_layer: str | None = None,
         error: str = "input",
-        optimizer: str = "adam",
-        max_iter: int = 200,
+        optimizer: str = "lbfgs",
+        max_iter: int = 100,
         learning_rate: float = 0.1,
         n_init: int = 1,
         tol: float = 0.01,
@@ -167,8 +168,15 @@ class GradientInverter(LayerEstimator):
         check_choice("error", self.error, ("input", "feature"))
         check_number("samples_per_class", self.samples_per_class, whole=True)
         self._descent = Descent(**{field.name: getattr(self, field.name) for field in fields(Descent)})
-        self.input_space_ = InputSpace.of(true_inputs(model, batch.inputs, self.input_layer) for batch in batches)
+        self.input_space_ = InputSpace.of(self._seen(model, batches))
         self.known_errors_ = self._errors(model, batches)
+
+    def _seen(self, model: nn.Module, batches: Batches) -> Iterator[Tensor]:
+        """Yield what is to be rebuilt of all samples, also of those that are not inverted; their layers are finite."""
+        for batch in batches:
+            with torch.no_grad():
+                run_layers(model, batch.inputs, self.layers_.names, lambda *_: None)
+            yield true_inputs(model, batch.inputs, self.input_layer)
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         known, unknown = self.known_errors_, self._errors(model, batches)

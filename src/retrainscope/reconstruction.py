@@ -116,7 +116,7 @@ def invert_layers(
         The true inputs: they give the activations, the range, and the errors.
     layers : iterable of str
     descent : Descent, optional
-        How to search; None: Adam without priors.
+        How to search; None: L-BFGS, 100 passes, no priors.
     low, high : float, optional
         The range of the input; None: the lowest and the highest value of X.
     input_layer : str, optional
@@ -149,7 +149,7 @@ def invert_layers(
     >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6))
     >>> X = torch.rand(5, 4)
-    >>> found = rs.invert_layers(model, X, ["0", "2"], descent=rs.Descent("lbfgs"), low=0, high=1, random_state=0)
+    >>> found = rs.invert_layers(model, X, ["0", "2"], low=0, high=1, random_state=0)
     >>> bool(found["2"].input_error.max() < 0.001)
     True
     """

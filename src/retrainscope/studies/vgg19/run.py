@@ -114,7 +114,7 @@ def run_study(
     n_inits : int
         Random initialisations, as torchvision makes them.
     descent : Descent, optional
-        None: L-BFGS, 200 steps.
+        None: L-BFGS, 200 passes.
     seed : int
         The first seed of the random weights, and that of the starts.
     device : str, optional
@@ -141,7 +141,7 @@ def run_study(
     OutputError
         If the folder cannot be written or holds a run with other settings.
     """
-    descent = Descent("lbfgs") if descent is None else descent
+    descent = Descent(max_iter=200) if descent is None else descent
     check_number("n_inits", n_inits, whole=True)
     named = named_convolutions(layers)
     image_names, pixels = load_images(images, size)
