@@ -63,7 +63,7 @@ def test_other_settings_are_named(tmp_path):
         ('{"retrainscope": "Study", "schema": 1, "result": {}}', r"holds no Settings \(found: Study\)"),
         ('{"retrainscope": "Settings", "schema": 1, "result": {"seed": 0}}', "is damaged"),
         ('{"retrainscope": "Settings", "schema": 1}', "is damaged"),
-        ('{"retrainscope": "Settings", "schema": 99, "result": {}}', "newer version"),
+        ('{"retrainscope": "Settings", "schema": 99, "result": {}}', "was written by a newer version"),
     ],
 )
 def test_damaged_settings_are_said(content, message, tmp_path):
@@ -95,6 +95,9 @@ def _read(path):
         return {name: arrays[name] for name in ("a", "b")}
 
 
+EOF = pytest.mark.xfail(strict=True, reason="suspected bug: reading() lets EOFError pass, which np.load raises")
+
+
 @pytest.fixture
 def arrays_file(tmp_path):
     path = tmp_path / "random-0.npz"
@@ -113,15 +116,23 @@ def test_whole_file_is_read(arrays_file):
         pytest.param(lambda whole: b"hello", id="text"),
         pytest.param(lambda whole: whole[: len(whole) // 2], id="cut"),
         pytest.param(lambda whole: whole[:80] + b"\0\0\0\0" + whole[84:], id="changed"),
-        pytest.param(lambda whole: b"", id="empty"),
+        pytest.param(lambda whole: b"", id="empty", marks=EOF),
     ],
 )
-def test_damaged_file_is_named(damage, arrays_file):
-    """A damaged file is named, with what to do."""
+def test_damaged_file_is_said(damage, arrays_file):
+    """A damaged file is an error that says in which folder it is and what to do."""
     arrays_file.write_bytes(damage(arrays_file.read_bytes()))
     with pytest.raises(OutputError, match=r"damaged.*Delete it to run it again") as caught:
         _read(arrays_file)
-    assert arrays_file.name in str(caught.value)
+    assert str(arrays_file.parent) in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="suspected bug: the message of reading() names the folder, not the file")
+def test_damaged_file_is_named(arrays_file):
+    """The message names the file that is to be deleted."""
+    arrays_file.write_bytes(b"hello")
+    with pytest.raises(OutputError, match=arrays_file.name):
+        _read(arrays_file)
 
 
 def test_missing_array_is_a_damaged_file(arrays_file):
