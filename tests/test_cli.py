@@ -95,7 +95,7 @@ def test_vgg19_defaults(taken):
         assert taken[name] == parameters[name].default, name
     assert tuple(taken["layers"]) == DEFAULT_LAYERS
     assert list(taken["images"]) == []
-    assert taken["descent"] == Descent("lbfgs")
+    assert taken["descent"] == Descent("lbfgs", max_iter=200)
 
 
 def test_vgg19_options(taken):

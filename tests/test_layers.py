@@ -1,6 +1,7 @@
 """Where to measure, and which layer owns which parameter."""
 
 import dataclasses
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -114,9 +115,13 @@ def test_block_that_holds_the_head_is_no_layer():
 
 
 def test_block_that_does_not_return_a_tensor_is_no_layer():
-    """A weighted module is not replaced by a block that returns something else than a tensor."""
+    """A weighted module is replaced by a block that returns a tensor among others, not by one that returns none."""
     block = Net(lambda self, x: (self.fc(x), x), fc=nn.Linear(3, 3))
     model = Net(lambda self, x: self.head(self.block(x)[0]), block=block, head=nn.Linear(3, 2))
+    assert find_layers(model, X).names == ("block",)
+    block.run = lambda self, x: self.keep.append(self.fc(x))
+    block.keep = []
+    model.run = lambda self, x: (self.block(x), self.head(block.keep.pop()))[1]
     assert find_layers(model, X).names == ("block.fc",)
 
 
@@ -215,21 +220,22 @@ class Transformer(nn.Module):
 
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_layers_of_a_transformer(norm_first):
-    """Attention, which returns a tuple, is passed over; all that it owns counts with the next layer."""
+    """Attention counts by the first tensor that it returns; class token and positions count with the first block's."""
     model = Transformer(norm_first=norm_first)
     found = find_layers(model, torch.zeros(5, 6, 3))
-    layers = "encoder.layers.0.linear1", "encoder.layers.0.linear2", "encoder.layers.1.linear1"
-    assert found.names == ("embedding", *layers, "encoder.layers.1.linear2")
+    parts = ("self_attn", "linear1", "linear2")
+    layers = [f"encoder.layers.{block}.{part}" for block in (0, 1) for part in parts]
+    assert found.names == ("embedding", *layers)
     assert {"token", "positions"} < set(found.parameters[layers[0]])
     for part in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"):
         assert f"encoder.layers.0.self_attn.{part}" in found.parameters[layers[0]]
-        assert f"encoder.layers.1.self_attn.{part}" in found.parameters[layers[2]]
+        assert f"encoder.layers.1.self_attn.{part}" in found.parameters[layers[3]]
     assert owned_once(model, found)
     assert found.unused == ()
 
 
 def test_layers_around_a_recurrent_one():
-    """A recurrent layer counts with the block that returns its output as a tensor, else with the next layer."""
+    """A recurrent layer counts by itself, or with the block that it stands alone in."""
     rnn = Net(lambda self, x: self.lstm(x)[0][:, -1], lstm=nn.LSTM(3, 4, batch_first=True))
     found = find_layers(nn.Sequential(rnn, nn.Linear(4, 2)), torch.zeros(5, 6, 3))
     assert found.names == ("0",)
@@ -241,8 +247,9 @@ def test_layers_around_a_recurrent_one():
         head=nn.Linear(4, 2),
     )
     found = find_layers(bare, torch.zeros(5, 6, 3))
-    assert found.names == ("fc",)
-    assert "gru.weight_hh_l0" in found.parameters["fc"]
+    assert found.names == ("gru", "fc")
+    assert found.shapes["gru"] == (6, 4)
+    assert "gru.weight_hh_l0" in found.parameters["gru"]
     assert owned_once(bare, found)
 
 
@@ -601,13 +608,8 @@ def test_head_among_the_layers_is_refused(mlp, options):
     [
         nn.Sequential(nn.Linear(3, 2)),
         nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
-        Net(
-            lambda self, x: self.head(self.lstm(x)[0]),
-            lstm=nn.LSTM(3, 3),
-            head=nn.Linear(3, 2),
-        ),
     ],
-    ids=["head", "norm and head", "recurrent layer and head"],
+    ids=["head", "norm and head"],
 )
 def test_model_with_a_head_only_is_refused(model):
     """A model without a layer to measure besides its head is refused, with the head's name."""
@@ -646,3 +648,105 @@ def test_layer_around_the_head_is_refused():
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
     with pytest.raises(UnsupportedModelError, match=r"'1' contains the model's head '1.1'.*Name layers below"):
         find_layers(model, torch.zeros(4, 3), layers=["0", "1"])
+
+
+# --- which of many, and by pattern
+
+
+class Residual(nn.Module):
+    """Two linear layers and a way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x + self.b(torch.relu(self.a(x)))
+
+
+def deep(n_blocks):
+    """Return a stem, so many residual blocks and a head."""
+    blocks = nn.Sequential(*[Residual() for _ in range(n_blocks)])
+    return nn.Sequential(OrderedDict(stem=nn.Linear(3, 3), blocks=blocks, head=nn.Linear(3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("n_blocks", "n_names", "first", "second"),
+    [
+        (11, 23, "stem", "blocks.0.a"),  # few enough: every one
+        (12, 13, "stem", "blocks.0"),  # the blocks
+        (23, 24, "stem", "blocks.0"),
+        (24, 24, "stem", "blocks.0"),  # some of the blocks, as their block would be one
+        (100, 24, "stem", "blocks.3"),
+    ],
+)
+def test_of_many_layers_the_blocks_around_them(n_blocks, n_names, first, second):
+    """More than 24 layers are taken by their blocks, or some of these; each parameter still has one owner."""
+    model = deep(n_blocks)
+    found = find_layers(model, X)
+    assert len(found.names) == n_names
+    assert found.names[:2] == (first, second)
+    assert found.names[-1].startswith(f"blocks.{n_blocks - 1}")
+    assert owned_once(model, found)
+    assert found.unused == ()
+
+
+def test_blocks_in_a_list_that_does_not_run():
+    """A list of modules, which is never called, is no block: what is around it is taken."""
+    parts = nn.ModuleList([nn.ModuleList([nn.Linear(3, 3) for _ in range(3)]) for _ in range(10)])
+
+    def run(self, x):
+        for group in self.parts:
+            for part in group:
+                x = part(x)
+        return self.head(x)
+
+    model = Net(run, parts=parts, head=nn.Linear(3, 2))
+    found = find_layers(model, X)
+    assert len(found.names) == 24
+    assert found.names[-1] == "parts.9.2"
+    assert owned_once(model, found)
+
+
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        (["blocks.*"], ("blocks.0", "blocks.1")),
+        (["blocks.*.a", "stem"], ("stem", "blocks.0.a", "blocks.1.a")),
+        (["**.b"], ("blocks.0.b", "blocks.1.b")),
+        (["s*"], ("stem",)),
+        ("blocks.0.*", ("blocks.0.a", "blocks.0.b")),
+        ([Residual], ("blocks.0", "blocks.1")),
+        ([nn.Linear], ("stem", "blocks.0.a", "blocks.0.b", "blocks.1.a", "blocks.1.b")),  # the head is none
+        (["blocks.0", "blocks.*"], ("blocks.0", "blocks.1")),
+    ],
+)
+def test_layers_by_pattern_and_type(layers, names):
+    """A pattern or a type stands for all that fits and can be measured, in the order of execution."""
+    model = deep(2)
+    found = find_layers(model, X, layers=layers)
+    assert found.names == names
+    assert owned_once(model, found)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [("blocks.9.*", r"no layer that fits 'blocks.9.\*'"), (nn.Conv2d, "no layer of type Conv2d")],
+)
+def test_patterns_and_types_without_a_layer(layer, message):
+    """What fits no module at all is an error with the pattern or the type."""
+    with pytest.raises(LayerNotFoundError, match=message):
+        find_layers(deep(1), X, layers=[layer])
+
+
+def test_a_pattern_for_what_cannot_be_measured():
+    """A pattern that fits the head alone leaves nothing to measure."""
+    with pytest.raises(LayerNotFoundError, match="must name at least one layer below the head that runs once"):
+        find_layers(deep(1), X, layers=["h*"])
+
+
+def test_outputs_with_the_samples_elsewhere_are_refused():
+    """An output whose samples are not first shows itself even where it happens to have as many rows."""
+    model = nn.Sequential(nn.Linear(3, 4), Apply(lambda x: x.T), Apply(lambda x: x.T), nn.Linear(4, 2))
+    with pytest.raises(UnsupportedModelError, match=r"'1' returns shape \(4, 3\) for 3 samples; one row a sample"):
+        find_layers(model, torch.zeros(4, 3), layers=["1"])

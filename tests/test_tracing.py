@@ -1,6 +1,7 @@
 """Hooks and models that are borrowed, and given back on every path."""
 
 import random
+from collections import OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from retrainscope.tracing import (
     borrow,
     call_model,
     copy_model,
+    main_tensor,
     model_place,
     named_layers,
     replace_output,
@@ -200,15 +202,106 @@ def test_hooks_are_gone_where_one_cannot_be_set():
         pass
 
 
-@pytest.mark.parametrize(("output", "kind"), [(lambda x: (x, x), "tuple"), (lambda x: {"x": x}, "dict")])
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [(lambda x: (None, "text"), "tuple"), (lambda x: {"n": x.long()}, "dict"), (lambda x: None, "NoneType")],
+)
 def test_layer_that_returns_no_tensor_is_refused(output, kind):
-    """A layer that returns something else than a tensor is refused by name, with what it returns."""
+    """A layer without a floating-point tensor in what it returns is refused by name, with what it returns."""
     model = nn.Sequential(nn.Linear(2, 2), Apply(output))
-    message = f"'1' returns a {kind}, and a tensor is needed. Name a module inside or after it"
+    message = f"'1' returns a {kind} without a floating-point tensor in it. Name a module inside or after it"
     with unchanged(model), pytest.raises(UnsupportedModelError, match=message), trace_layers(model, ["1"]):
         model(INPUTS)
     with unchanged(model), pytest.raises(UnsupportedModelError, match=message):
         run(model, INPUTS, ["1"])
+
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda x: (x + 1, x),
+        lambda x: [None, "text", torch.arange(3), x + 1],
+        lambda x: ((torch.arange(3), x + 1), x),
+        lambda x: Pair(x + 1, x),
+        lambda x: {"states": x, "last_hidden_state": x + 1},
+        lambda x: OrderedDict(positions=torch.arange(3), scores=x + 1, other=x),
+    ],
+)
+def test_the_main_tensor_of_a_compound_output(output):
+    """Of a tuple, list or mapping the first floating tensor counts, of Hugging Face's names the last hidden state."""
+    model = nn.Sequential(nn.Identity(), Apply(output))
+    with trace_layers(model, ["1"]) as outputs:
+        model(INPUTS)
+    assert torch.equal(outputs["1"], INPUTS + 1)
+    assert torch.equal(run(model, INPUTS, ["1"])["1"], INPUTS + 1)
+
+
+@pytest.mark.parametrize(
+    ("output", "rest"),
+    [
+        (lambda x: (x, 1), lambda found: found[1] == 1),
+        (lambda x: [None, x], lambda found: found[0] is None),
+        (lambda x: Pair(x, 2), lambda found: found.second == 2),
+        (lambda x: {"other": x, "logits": x}, lambda found: "other" in found),
+        (lambda x: ((x, 3), 4), lambda found: found[0][1] == 3 and found[1] == 4),
+    ],
+)
+def test_the_main_tensor_is_replaced_in_its_place(output, rest):
+    """What stands in for a layer's output takes the place of its main tensor; the rest stays as it was."""
+    model = nn.Sequential(Apply(output))
+    with replace_output(model, "0", torch.full((2, 2), 7.0)):
+        found = model(INPUTS)
+    assert type(found) is type(output(INPUTS))
+    assert rest(found)
+    assert torch.equal(main_tensor(found), torch.full((2, 2), 7.0))
+
+
+def test_samples_second_are_brought_to_the_front():
+    """A recurrent or attention module that has the samples second is traced with the samples first, and back."""
+    x = torch.randn(7, 3, 4)  # 7 steps, 3 samples
+    model = nn.Sequential(OrderedDict(gru=nn.GRU(4, 5), last=Apply(lambda out: out[0][-1])))
+    with trace_layers(model, ["gru"]) as outputs:
+        final = model(x)
+    assert outputs["gru"].shape == (3, 7, 5)
+    assert torch.equal(outputs["gru"][:, -1], final)
+    with replace_output(model, "gru", outputs["gru"] + 1):
+        assert torch.equal(model(x), final + 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.DataParallel(nn.Linear(2, 2)), r"wrapped in DataParallel, .* Give the model inside it: model.module"),
+        (torch.compile(nn.Linear(2, 2)), r"wrapped in OptimizedModule, .* Give the model inside it: model._orig_mod"),
+    ],
+)
+def test_wrapped_models_are_refused(model, message):
+    """A wrapper has other names than the model inside, which is what to give."""
+    with pytest.raises(UnsupportedModelError, match=message), borrow(model):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_modules_are_refused():
+    """Hooks cannot look into TorchScript: the whole or the part is named."""
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(UnsupportedModelError, match="The model is compiled by TorchScript"), borrow(scripted):
+        pass
+    model = nn.Sequential(nn.Linear(2, 2), scripted)
+    with pytest.raises(UnsupportedModelError, match="The module '1' is compiled by TorchScript"), borrow(model):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_modules_are_refused():
+    """Quantised weights cannot be retrained: the module is named."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    torch.ao.quantization.quantize_dynamic(model, {"1"}, inplace=True)
+    with pytest.raises(UnsupportedModelError, match=r"The module '1' is quantised \(Linear\)"), borrow(model):
+        pass
 
 
 # --- run_layers

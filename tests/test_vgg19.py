@@ -136,7 +136,13 @@ def test_numbers_are_whole(random_run):
 def test_report_stands_alone(random_run):
     """The page shows the table and the pictures, and takes nothing from another host."""
     page = (random_run.folder / "report.html").read_text()
-    for words in ("How well the images are rebuilt", "china.jpg", "flower.jpg", "No inversions diverged", "features.7"):
+    for words in (
+        "How well the images are rebuilt",
+        "china.jpg",
+        "flower.jpg",
+        "No inversions diverged",
+        "2 random initialisations",
+    ):
         assert words in page
     assert page.count("data:image/svg+xml;base64,") == 2
     assert "Trained beside random" not in page
@@ -236,7 +242,11 @@ def test_weights_of_a_file(trained, tmp_path):
     assert [row[0] for row in rows[4:]] == ["conv1", "conv3"]
     assert "Random weights against trained ones" in run.out
     page = (folder / "report.html").read_text()
-    for words in ("Weights: from a file", "Trained beside random", "Random weights against trained ones"):
+    for words in (
+        "trained ones from a file, and 2 random initialisations",
+        "Trained beside random",
+        "Random weights against trained ones",
+    ):
         assert words in page
     assert {"contrasts.png", "contrasts.svg"} <= {path.name for path in folder.iterdir()}
 

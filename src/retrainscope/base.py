@@ -52,7 +52,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     """
 
     model: nn.Module
-    layers: Iterable[str] | None
+    layers: Iterable[str | type[nn.Module]] | None
     head: str | None
     input_layer: str | None
     batch_size: int

@@ -96,7 +96,7 @@ class LayerDecoderProbe(LayerEstimator):
         self,
         model: nn.Module,
         *,
-        layers: Iterable[str] | None = None,
+        layers: Iterable[str | type[nn.Module]] | None = None,
         head: str | None = None,
         input_layer: str | None = None,
         decoder: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] | None = None,

@@ -90,7 +90,7 @@ class GradientInverter(LayerEstimator):
         self,
         model: nn.Module,
         *,
-        layers: Iterable[str] | None = None,
+        layers: Iterable[str | type[nn.Module]] | None = None,
         head: str | None = None,
         input_layer: str | None = None,
         error: str = "input",

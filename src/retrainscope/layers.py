@@ -1,5 +1,6 @@
 """Where to measure, and which layer owns which parameter: `find_layers`."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,11 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from retrainscope.batches import Batch, Inputs, as_batches
 from retrainscope.exceptions import LayerNotFoundError, LayerNotRunError, ReusedLayerError, UnsupportedModelError
-from retrainscope.tracing import borrow, call_model, model_place, named_layers, run_layers
+from retrainscope.tracing import borrow, call_model, main_tensor, model_place, named_layers, run_layers
 
 __all__ = ["Layers", "find_layers"]
 
 _DRY_RUN_SAMPLES = 4
+_MOST_LAYERS, _FEWEST_LAYERS = 24, 8  # of those found by default
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def find_layers(
     model: nn.Module,
     example: Any,
     *,
-    layers: Iterable[str] | None = None,
+    layers: Iterable[str | type[nn.Module]] | None = None,
     head: str | None = None,
     input_layer: str | None = None,
 ) -> Layers:
@@ -72,11 +74,14 @@ def find_layers(
     model : nn.Module
     example : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
         Data that the model takes; a few samples of the first batch are used.
-    layers : iterable of str, optional
-        The layers to measure. None takes every module that has weights of its own (convolutions, linear
-        layers, recurrent ones) but the head; where such a module stands alone in a block, with at most
-        normalisation, activation, pooling or dropout around it, the block. What does not return a tensor
-        (attention, recurrent layers outside such a block) is passed over, and counts with the layer after it.
+    layers : iterable of str or type, optional
+        The layers to measure: names; patterns such as ``"layer3.*"``, where ``*`` stands for anything but a dot and
+        ``**`` for anything; types such as ``nn.Conv2d``. Of what a pattern or type fits, taken is what runs once
+        and returns a tensor, below the head. None takes every module that has weights of its own (convolutions,
+        linear layers, attention, recurrent ones) but the head; where such a module stands alone in a block, with
+        at most normalisation, activation, pooling or dropout around it, the block. If these are more than 24, the
+        modules around them are taken instead, from the innermost outwards (residual or transformer blocks), and
+        if that leaves too few, 24 of them at even distances; the others count with the next one measured.
     head : str, optional
         The module that produces the output. None takes the last one with weights that runs.
     input_layer : str, optional
@@ -112,21 +117,24 @@ def layers_of(
     model: nn.Module,
     batch: Batch,
     *,
-    layers: Iterable[str] | None,
+    layers: Iterable[str | type[nn.Module]] | None,
     head: str | None,
     input_layer: str | None,
 ) -> Layers:
     """Find the layers of a borrowed model."""
-    asked = None if layers is None else tuple(named_layers(model, layers))
+    asked = None if layers is None else _asked(model, [layers] if isinstance(layers, str) else [*layers])
     for name, what in ((head, "head"), (input_layer, "input layer")):
         if name is not None:
             named_layers(model, [name], what=what)
     n_samples = min(_DRY_RUN_SAMPLES, len(batch))
-    inputs = batch.inputs
-    inputs = inputs[:n_samples] if isinstance(inputs, Tensor) else {k: t[:n_samples] for k, t in inputs.items()}
+    inputs = _first(batch.inputs, n_samples)
     run = _dry_run(model, inputs)
     head = head or _find_head(model, run)
-    names = _default_layers(model, run, head, input_layer) if asked is None else asked
+    apart = [name for name in (head, input_layer) if name is not None]
+    if asked is None:
+        names = _default_layers(model, run, apart)
+    else:
+        names = tuple(name for name, exactly in asked.items() if exactly or _can_be_measured(name, run, apart))
     _check_runs(run, names, head)
     names = tuple(sorted(names, key=lambda name: run.ends[name][0]))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -136,6 +144,8 @@ def layers_of(
 
     with torch.no_grad():
         run_layers(model, inputs, names, note_shape)
+        if n_samples > 1:  # with other than so many samples, an output that has them elsewhere shows itself
+            run_layers(model, _first(inputs, n_samples - 1), names, lambda *_: None)
     parameters = dict(model.named_parameters())
     inside = {name: set(module.modules()) for name, module in named_layers(model, (*names, head)).items()}
     owners = _owners(run, names, head, inside)
@@ -207,7 +217,7 @@ def _dry_run(model: nn.Module, inputs: Inputs) -> _Run:
     def left(name: str, output: Any) -> None:
         run.now += 1
         run.ends.setdefault(name, []).append(run.now)
-        run.returns_tensor[name] = isinstance(output, Tensor)
+        run.returns_tensor[name] = main_tensor(output) is not None
         run.flops[name] = counter.get_total_flops()
         stack.pop()
 
@@ -247,23 +257,57 @@ def _find_head(model: nn.Module, run: _Run) -> str:
     return max(owning, key=lambda name: run.ends[name][-1])
 
 
-def _default_layers(model: nn.Module, run: _Run, head: str, input_layer: str | None) -> tuple[str, ...]:
+def _asked(model: nn.Module, layers: Iterable[str | type[nn.Module]]) -> dict[str, bool]:
+    """Return the names asked for, and whether each was named exactly, not by a pattern or a type."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, bool] = {}
+    for layer in layers:
+        if isinstance(layer, type):
+            fitting = [name for name, module in modules.items() if name and isinstance(module, layer)]
+        elif "*" in layer:
+            parts = [part.replace(r"\*", "[^.]*") for part in map(re.escape, layer.split("**"))]
+            fitting = [name for name in modules if name and re.fullmatch(".*".join(parts), name)]
+        else:
+            found |= dict.fromkeys(named_layers(model, [layer]), True)
+            continue
+        if not fitting:
+            what = f"of type {layer.__name__}" if isinstance(layer, type) else f"that fits {layer!r}"
+            raise LayerNotFoundError(f"The model has no layer {what}. See model.named_modules() for what it has.")
+        found |= {name: False for name in fitting if name not in found}
+    return found
+
+
+def _can_be_measured(name: str, run: _Run, apart: Iterable[str]) -> bool:
+    """Tell whether a module runs once, returns a tensor, and neither is nor holds nor is part of what is apart."""
+    return (
+        name != ""
+        and len(run.ends.get(name, ())) == 1
+        and run.returns_tensor[name]
+        and not any(_is_inside(other, name) or _is_inside(name, other) for other in apart)
+    )
+
+
+def _is_inside(name: str, block: str) -> bool:
+    return f"{name}.".startswith(f"{block}.")
+
+
+def _default_layers(model: nn.Module, run: _Run, apart: list[str]) -> tuple[str, ...]:
     modules = dict(model.named_modules())
 
     def has_weights(name: str) -> bool:
         return name != "" and name in run.ends and any(p.ndim > 1 for p in _own_parameters(name, modules[name]))
 
     weighted = [name for name in modules if has_weights(name)]
-    apart = [name for name in (head, input_layer) if name is not None]
+    weighted = [name for name in weighted if not any(_is_inside(other, name) for other in weighted if other != name)]
 
     def stands_alone(block: str) -> bool:
-        inside = [name for name in weighted if name.startswith(f"{block}.")]
-        holds_apart = any(f"{other}.".startswith(f"{block}.") for other in apart)
+        inside = [name for name in weighted if _is_inside(name, block)]
+        holds_apart = any(_is_inside(other, block) for other in apart)
         return len(inside) == 1 and len(run.ends.get(block, ())) == 1 and not holds_apart
 
     chosen = []
     for name in weighted:
-        if any(f"{name}.".startswith(f"{other}.") for other in apart):
+        if any(_is_inside(name, other) for other in apart):
             continue
         candidates = [name]
         while "." in candidates[-1] and stands_alone(candidates[-1].rpartition(".")[0]):
@@ -271,10 +315,35 @@ def _default_layers(model: nn.Module, run: _Run, head: str, input_layer: str | N
         chosen += [candidate for candidate in candidates if run.returns_tensor[candidate]][-1:]
     if not chosen:
         raise UnsupportedModelError(
-            f"The model has no layer with weights that returns a tensor besides its head {head!r}. Name the layers "
+            f"The model has no layer with weights that returns a tensor besides its head {apart[0]!r}. Name the layers "
             "with layers=, or another head with head=."
         )
-    return tuple(dict.fromkeys(chosen))
+    return _coarse(tuple(dict.fromkeys(chosen)), run, apart)
+
+
+def _coarse(names: tuple[str, ...], run: _Run, apart: list[str]) -> tuple[str, ...]:
+    """Take the modules around layers that are too many, from the innermost outwards, or some at even distances."""
+
+    def around(name: str) -> str | None:
+        parts = name.split(".")
+        outer = (".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1))
+        return next((block for block in outer if _can_be_measured(block, run, apart)), None)
+
+    while len(names) > _MOST_LAYERS:
+        blocks = {name: around(name) for name in names}
+        depth = max((block.count(".") for block in blocks.values() if block is not None), default=None)
+        merged = {block for block in blocks.values() if block is not None and block.count(".") == depth}
+        outside = [name for name in names if not any(_is_inside(name, block) for block in merged)]
+        if len(merged) + len(outside) < _FEWEST_LAYERS or not merged:
+            ordered = sorted(names, key=lambda name: run.ends[name][0])
+            places = {round(place * (len(names) - 1) / (_MOST_LAYERS - 1)) for place in range(_MOST_LAYERS)}
+            return tuple(ordered[place] for place in sorted(places))
+        names = (*outside, *merged)
+    return names
+
+
+def _first(inputs: Inputs, n_samples: int) -> Inputs:
+    return inputs[:n_samples] if isinstance(inputs, Tensor) else {k: t[:n_samples] for k, t in inputs.items()}
 
 
 def _own_parameters(name: str, module: nn.Module) -> list[nn.Parameter]:
@@ -287,7 +356,10 @@ def _own_parameters(name: str, module: nn.Module) -> list[nn.Parameter]:
 
 def _check_runs(run: _Run, names: tuple[str, ...], head: str) -> None:
     if not names:
-        raise LayerNotFoundError("The 'layers' parameter must name at least one layer. Leave it out for the default.")
+        raise LayerNotFoundError(
+            "The 'layers' parameter must name at least one layer below the head that runs once and returns a tensor. "
+            "Leave it out for the default."
+        )
     if head in names:
         raise UnsupportedModelError(
             f"The layer {head!r} is the model's head, which is reported on its own. Leave it out of layers=, or "

@@ -32,7 +32,7 @@ def recommend_layers(
     unknown: Any,
     *,
     estimators: Sequence[LayerEstimator] | None = None,
-    layers: Iterable[str] | None = None,
+    layers: Iterable[str | type[nn.Module]] | None = None,
     head: str | None = None,
     input_layer: str | None = None,
     threshold: float | None = None,

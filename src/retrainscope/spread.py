@@ -97,7 +97,7 @@ class ActivationSpread(LayerEstimator):
         self,
         model: nn.Module,
         *,
-        layers: Iterable[str] | None = None,
+        layers: Iterable[str | type[nn.Module]] | None = None,
         head: str | None = None,
         input_layer: str | None = None,
         max_features: int = 4096,

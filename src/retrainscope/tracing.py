@@ -24,12 +24,16 @@ __all__ = [
     "borrow",
     "call_model",
     "gradient_break",
+    "main_tensor",
     "model_place",
     "named_layers",
     "replace_output",
     "run_layers",
     "trace_layers",
 ]
+
+
+_MAIN_KEYS = ("last_hidden_state", "logits")
 
 
 @contextmanager
@@ -47,7 +51,9 @@ def trace_layers(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, 
     ------
     dict of str to Tensor
         The outputs of the latest forward pass by layer, in the order of execution: clones, so that an
-        in-place operation that follows cannot change them, and part of the autograd graph.
+        in-place operation that follows cannot change them, and part of the autograd graph. Of a tuple, list or
+        mapping that a layer returns, the first floating-point tensor (``last_hidden_state`` or ``logits`` before
+        others); of a recurrent or attention module that has the samples second, with the samples first.
 
     Raises
     ------
@@ -56,7 +62,7 @@ def trace_layers(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, 
     ReusedLayerError
         In the forward pass, if a layer runs twice in it.
     UnsupportedModelError
-        In the forward pass, if a layer does not return a tensor.
+        In the forward pass, if there is no tensor in what a layer returns.
 
     Examples
     --------
@@ -145,10 +151,24 @@ def run_layers(
         )
 
 
+def main_tensor(output: Any) -> Tensor | None:
+    """Return what counts as a module's output: a tensor, or the first one in what it returns.
+
+    A tuple or list is looked through in order, a mapping (a ``ModelOutput`` of Hugging Face is one) too, but there
+    the entry ``last_hidden_state`` or ``logits`` comes first. Integers, as positions or lengths, do not count. None
+    if there is no such tensor.
+    """
+    return next((tensor for _, tensor in _tensors_in(output)), None)
+
+
 @contextmanager
 def replace_output(model: nn.Module, layer: str, output: Tensor) -> Iterator[None]:
-    """Put a tensor in the place of a layer's output, for as long as the context lasts."""
-    handle = named_layers(model, [layer])[layer].register_forward_hook(lambda *_: output)
+    """Put a tensor in the place of a layer's main output, for as long as the context lasts."""
+
+    def hook(module: nn.Module, _args: Any, found: Any) -> Any:
+        return _with_main_tensor(found, _batch_first(module, output))
+
+    handle = named_layers(model, [layer])[layer].register_forward_hook(hook)
     try:
         yield
     finally:
@@ -290,6 +310,7 @@ def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Return the device of the parameters and the type of the floating ones."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    _check_kind(model)
     parameters = list(model.parameters())
     if not parameters:
         raise UnsupportedModelError("The model has no parameters, so there is nothing to retrain.")
@@ -302,6 +323,33 @@ def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         )
     floating = [parameter.dtype for parameter in parameters if parameter.is_floating_point()]
     return devices.pop(), floating[0] if floating else torch.get_default_dtype()
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Refuse models that only wrap the one to measure, or that hooks cannot look into."""
+    wrappers: dict[type, str] = {
+        nn.DataParallel: "module",
+        nn.parallel.DistributedDataParallel: "module",
+        torch._dynamo.OptimizedModule: "_orig_mod",
+    }
+    for kind, inner in wrappers.items():
+        if isinstance(model, kind):
+            raise UnsupportedModelError(
+                f"The model is wrapped in {kind.__name__}, whose layers have other names. Give the model inside it: "
+                f"model.{inner}, whose weights are the same."
+            )
+    for name, module in model.named_modules():
+        where = f"The module {name!r}" if name else "The model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{where} is compiled by TorchScript, which hooks cannot look into. Give the Python module that it was "
+                "made from."
+            )
+        if ".quantized" in type(module).__module__:
+            raise UnsupportedModelError(
+                f"{where} is quantised ({type(module).__name__}), and has no weights to retrain. Give the model as it "
+                "was before quantisation."
+            )
 
 
 def named_layers(model: nn.Module, layers: Iterable[str], *, what: str = "layer") -> dict[str, nn.Module]:
@@ -324,18 +372,19 @@ def _hooked(
     """Call visit(name, output) whenever one of the modules has run; `seen` tells which already have."""
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        def hook(module: nn.Module, _args: Any, output: Any) -> None:
             if name in seen:
                 raise ReusedLayerError(
                     f"The layer {name!r} runs more than once in one forward pass, so its output is not one "
                     "thing. Name the modules around it that run once."
                 )
-            if not isinstance(output, Tensor):
+            tensor = main_tensor(output)
+            if tensor is None:
                 raise UnsupportedModelError(
-                    f"The layer {name!r} returns a {type(output).__name__}, and a tensor is needed. Name a "
-                    "module inside or after it that returns a tensor."
+                    f"The layer {name!r} returns a {type(output).__name__} without a floating-point tensor in it. Name "
+                    "a module inside or after it that returns one."
                 )
-            visit(name, output)
+            visit(name, _batch_first(module, tensor))
 
         return hook
 
@@ -347,6 +396,44 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _tensors_in(output: Any) -> Iterator[tuple[Any, Tensor]]:
+    """Yield the place and the tensor of each floating one in an output, the main one first."""
+    if isinstance(output, Tensor):
+        yield None, output
+        return
+    items: list[tuple[Any, Any]] = []
+    if isinstance(output, Mapping):
+        items = sorted(output.items(), key=lambda item: item[0] not in _MAIN_KEYS)
+    elif isinstance(output, tuple | list):
+        items = [*enumerate(output)]
+    for place, item in items:
+        tensor = main_tensor(item)
+        if tensor is not None and tensor.is_floating_point():
+            yield place, tensor
+
+
+def _with_main_tensor(output: Any, tensor: Tensor) -> Any:
+    """Return an output of the same form with another main tensor."""
+    place = next((place for place, _ in _tensors_in(output)), None)
+    if isinstance(output, Tensor) or place is None:
+        return tensor
+    if isinstance(output, Mapping):
+        changed: Any = copy.copy(output)
+        changed[place] = _with_main_tensor(output[place], tensor)
+        return changed
+    items = [*output]
+    items[place] = _with_main_tensor(items[place], tensor)
+    if hasattr(output, "_fields"):
+        return type(output)(*items)
+    return type(output)(items)
+
+
+def _batch_first(module: nn.Module, tensor: Tensor) -> Tensor:
+    """Bring the samples of a recurrent or attention module that has them second to the front, and back."""
+    swapped = getattr(module, "batch_first", True) is False and tensor.ndim == 3
+    return tensor.transpose(0, 1) if swapped else tensor
 
 
 class _AllSeen(BaseException):
