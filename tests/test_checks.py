@@ -4,8 +4,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
-from retrainscope.checks import check_choice, check_number
+from retrainscope.checks import check_choice, check_device, check_number, reason_of
 from retrainscope.exceptions import InvalidDataError
 
 
@@ -63,3 +64,18 @@ def test_one_of_the_words_allowed():
         check_choice("colour", "Red", ("red", "green", "blue"))
     with pytest.raises(InvalidDataError, match=r"The 'colour' parameter must be 'red'\. Got None instead\."):
         check_choice("colour", None, ("red",))
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cpu:x", 3.5])
+def test_devices_must_be_there(device):
+    """A device that torch does not know, or that is not here, is refused with what it got."""
+    assert check_device("cpu") == torch.device("cpu")
+    message = rf"'device' parameter must be a device that this machine has, such as 'cpu'. Got {device!r} \("
+    with pytest.raises(InvalidDataError, match=message):
+        check_device(device)
+
+
+def test_the_reason_of_an_error():
+    """The first line of a message is the reason, and the class where there is none."""
+    assert reason_of(ValueError("one\ntwo")) == "one"
+    assert reason_of(EOFError()) == "EOFError"

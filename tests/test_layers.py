@@ -505,13 +505,13 @@ def test_example_may_have_any_form(mlp, example):
 
 
 def test_only_a_few_samples_are_run():
-    """The dry run uses at most four samples, however large the batches."""
+    """The dry run uses at most four samples, however large the batches, and one less to see which dimension they are."""
     seen = []
     model = nn.Sequential(Apply(lambda x: seen.append(len(x)) or x), nn.Linear(3, 3), nn.Linear(3, 2))
     find_layers(model, [torch.zeros(100, 3)])
     find_layers(model, {"input": torch.zeros(100, 3)})
     find_layers(model, torch.zeros(2, 3))
-    assert seen == [4, 4, 4, 4, 2, 2]
+    assert seen == [4, 4, 3, 4, 4, 3, 2, 2, 1]
 
 
 def test_wrong_example_is_refused(mlp):
@@ -566,7 +566,7 @@ def test_result_cannot_be_changed(mlp):
         ({"head": "five"}, "no head named 'five'"),
         ({"head": ""}, "no head named ''"),
         ({"input_layer": "embedding"}, "no input layer named 'embedding'"),
-        ({"layers": []}, "The 'layers' parameter must name at least one layer. Leave it out for the default"),
+        ({"layers": []}, "The 'layers' parameter must name at least one layer below the head that runs once"),
     ],
 )
 def test_layers_that_are_not_there_are_refused(mlp, options, message):

@@ -271,15 +271,17 @@ def test_samples_second_are_brought_to_the_front():
         assert torch.equal(model(x), final + 1)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("wrap", "message"),
     [
-        (nn.DataParallel(nn.Linear(2, 2)), r"wrapped in DataParallel, .* Give the model inside it: model.module"),
-        (torch.compile(nn.Linear(2, 2)), r"wrapped in OptimizedModule, .* Give the model inside it: model._orig_mod"),
+        (nn.DataParallel, r"wrapped in DataParallel, .* Give the model inside it: model.module"),
+        (torch.compile, r"wrapped in OptimizedModule, .* Give the model inside it: model._orig_mod"),
     ],
 )
-def test_wrapped_models_are_refused(model, message):
+def test_wrapped_models_are_refused(wrap, message):
     """A wrapper has other names than the model inside, which is what to give."""
+    model = wrap(nn.Linear(2, 2))
     with pytest.raises(UnsupportedModelError, match=message), borrow(model):
         pass
 

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from retrainscope.batches import Batch, Batches, Inputs, Label, as_batches, input_shapes, shapes_text
+from retrainscope.checks import check_device
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
 from retrainscope.layers import Layers, layers_of
 from retrainscope.moments import ClassMoments, class_means, half_samples
@@ -146,7 +147,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
 
     def _batches(self, data: Any, name: str, seed: int) -> Batches:
         home, dtype = model_place(self.model)
-        device = home if self.device is None else torch.device(self.device)
+        device = home if self.device is None else check_device(self.device)
         return as_batches(data, name=name, batch_size=self.batch_size, device=device, dtype=dtype, seed=seed % 2**32)
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from retrainscope.exceptions import InvalidDataError
 
-__all__ = ["check_choice", "check_number"]
+__all__ = ["check_choice", "check_device", "check_number", "reason_of"]
 
 
 def check_number(
@@ -23,6 +24,22 @@ def check_number(
     what = f"{'zero or ' if zero else ''}a positive {'integer' if whole else 'number'}"
     limit = f" below {below:g}" if np.isfinite(below) else "" if least is None else f", at least {least:g}"
     raise InvalidDataError(f"The {name!r} parameter must be {what}{limit}. Got {value!r} instead.")
+
+
+def check_device(device: Any) -> torch.device:
+    """Return the device, or refuse one that this machine does not have."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise InvalidDataError(
+            f"The 'device' parameter must be a device that this machine has, such as 'cpu'. Got {device!r} "
+            f"({reason_of(error)})."
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class where there is none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from retrainscope.base import autograd_on, check_inputs_vary, reference_inputs, seed_of
 from retrainscope.batches import Batch, Batches, Inputs, as_batches
+from retrainscope.checks import check_device
 from retrainscope.descent import Descent, NoGradientError, Path, descend
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.progress import progress_bar
@@ -156,7 +157,7 @@ def invert_layers(
     descent = Descent() if descent is None else descent
     seed = seed_of(random_state)
     home, dtype = model_place(model)
-    place = home if device is None else torch.device(device)
+    place = home if device is None else check_device(device)
     names = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     named_layers(model, names if input_layer is None else [*names, input_layer])
     batches = as_batches(X, name="given", batch_size=batch_size, device=place, dtype=dtype, seed=seed % 2**32)

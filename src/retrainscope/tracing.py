@@ -327,17 +327,12 @@ def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 def _check_kind(model: nn.Module) -> None:
     """Refuse models that only wrap the one to measure, or that hooks cannot look into."""
-    wrappers: dict[type, str] = {
-        nn.DataParallel: "module",
-        nn.parallel.DistributedDataParallel: "module",
-        torch._dynamo.OptimizedModule: "_orig_mod",
-    }
-    for kind, inner in wrappers.items():
-        if isinstance(model, kind):
-            raise UnsupportedModelError(
-                f"The model is wrapped in {kind.__name__}, whose layers have other names. Give the model inside it: "
-                f"model.{inner}, whose weights are the same."
-            )
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if parallel or hasattr(model, "_orig_mod"):  # what torch.compile returns; to import its class takes seconds
+        raise UnsupportedModelError(
+            f"The model is wrapped in {type(model).__name__}, whose layers have other names. Give the model inside it: "
+            f"model.{'module' if parallel else '_orig_mod'}, whose weights are the same."
+        )
     for name, module in model.named_modules():
         where = f"The module {name!r}" if name else "The model"
         if isinstance(module, torch.jit.ScriptModule):

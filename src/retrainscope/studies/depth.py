@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+_MOST_DECIBELS = 100.0
 MEASURES = {
     "input_error": "input error",
     "feature_error": "feature error",
@@ -51,7 +52,7 @@ class Measures:
     feature_error : ndarray of that shape
         Squared error of the activations relative to their squared norm.
     psnr : ndarray of that shape
-        Peak signal-to-noise ratio, in decibels (scikit-image).
+        Peak signal-to-noise ratio, in decibels, up to 100 (scikit-image).
     ssim : ndarray of that shape
         Structural similarity, up to 1 (scikit-image).
     n_diverged : int
@@ -120,6 +121,8 @@ def measure_network(
 def image_quality(true: NDArray[Any], rebuilt: NDArray[Any]) -> tuple[float, float]:
     """Return PSNR in decibels and SSIM of an image of shape (height, width, 3) in [0, 1].
 
+    A PSNR above 100 dB, which no eye can tell from an infinite one, is given as 100.
+
     Raises
     ------
     MissingExtraError
@@ -131,7 +134,7 @@ def image_quality(true: NDArray[Any], rebuilt: NDArray[Any]) -> tuple[float, flo
         raise MissingExtraError.for_package("scikit-image", "vision") from error
     with np.errstate(divide="ignore"):
         psnr = float(peak_signal_noise_ratio(true, rebuilt, data_range=1.0))
-    return psnr, float(structural_similarity(true, rebuilt, data_range=1.0, channel_axis=-1))
+    return min(psnr, _MOST_DECIBELS), float(structural_similarity(true, rebuilt, data_range=1.0, channel_axis=-1))
 
 
 def contrast(trained: Measures, random: Sequence[Measures], measure: str) -> tuple[Floats, Floats]:

@@ -1,13 +1,12 @@
 """A folder that keeps what a study has finished, so that a run that was stopped goes on."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from retrainscope.checks import reason_of
 from retrainscope.exceptions import OutputError, ResultFormatError
 from retrainscope.saving import load_json, save_json
 
@@ -42,11 +41,11 @@ def kept_folder(out: str | Path, settings: Any, name: str) -> Path:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Name the file, and the remedy, if reading it fails."""
+    """Name the file, and the remedy, if reading it fails; what a damaged archive raises is not to be foreseen."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise OutputError(f"{path.parent} has a damaged file ({error}). Delete it to run it again.") from error
+    except Exception as error:
+        raise OutputError(f"{path} is a damaged file ({reason_of(error)}). Delete it to run it again.") from error
 
 
 def _check_settings(path: Path, settings: Any) -> None:

@@ -1,15 +1,15 @@
 """What the VGG-19 study takes: the network with its weights, the names of its layers, and images."""
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrainscope.checks import check_number
+from retrainscope.checks import check_number, reason_of
 from retrainscope.exceptions import (
     DataUnavailableError,
     InvalidDataError,
@@ -33,7 +33,8 @@ def named_convolutions(layers: Sequence[str]) -> dict[str, str]:
     LayerNotFoundError
         If there is no such layer, or none is named.
     """
-    modules = _vgg19().get_submodule("features").named_children()
+    with torch.device("meta"):  # only its shape is wanted
+        modules = _vgg19().get_submodule("features").named_children()
     kinds = {f"features.{name}": module for name, module in modules}
     convolutions = [name for name, module in kinds.items() if isinstance(module, nn.Conv2d)]
     found = {}
@@ -76,7 +77,7 @@ def load_images(paths: Sequence[str | Path], size: int) -> tuple[tuple[str, ...]
     if size < LEAST_SIZE:
         raise InvalidDataError(f"VGG-19 takes images of {LEAST_SIZE} pixels and more. Got {size}.")
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise MissingExtraError.for_package("Pillow", "vision") from error
     if not paths:
@@ -85,18 +86,21 @@ def load_images(paths: Sequence[str | Path], size: int) -> tuple[tuple[str, ...]
         opened = {name: Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")}
     else:
         opened = {}
-        for path in _image_files(paths, set(Image.registered_extensions())):
+        readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        for path in _image_files(paths, readable):
             try:
                 with Image.open(path) as file:
-                    opened[str(path)] = file.convert("RGB")
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-                raise DataUnavailableError(f"{path} cannot be read as an image ({error}).") from error
+                    opened[str(path)] = _upright_rgb(file)
+            except Exception as error:  # what Pillow raises for a damaged file is not to be foreseen
+                raise DataUnavailableError(f"{path} cannot be read as an image ({reason_of(error)}).") from error
     tensors = []
     for name, image in opened.items():
         if min(image.size) < size:
+            least = min(image.size)
+            smaller = f", or a smaller size (--size {least})" if least >= LEAST_SIZE else ""
             raise InvalidDataError(
                 f"{name} has {image.width} x {image.height} pixels, and {size} x {size} are needed. Give a larger "
-                f"image, or a smaller size (--size {min(image.size)})."
+                f"image{smaller}."
             )
         scale = size / min(image.size)
         width, height = (max(size, round(extent * scale)) for extent in image.size)
@@ -104,6 +108,15 @@ def load_images(paths: Sequence[str | Path], size: int) -> tuple[tuple[str, ...]
         cut = image.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + size, top + size))
         tensors.append(torch.from_numpy(np.array(cut)).movedim(-1, 0).float() / 255)
     return tuple(Path(name).name for name in opened), torch.stack(tensors)
+
+
+def _upright_rgb(image: Any) -> Any:
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _image_files(paths: Sequence[str | Path], suffixes: set[str]) -> list[Path]:
@@ -156,10 +169,11 @@ def trained_network(weights: str) -> nn.Module:
     UnsupportedModelError
         If it is of another network; missing and unexpected parameters are named.
     """
-    network = _vgg19()
+    with torch.device("meta"):
+        network = _vgg19()
     state = _imagenet_state() if weights == IMAGENET else _state_dict(Path(weights))
     _check_state(network.state_dict(), state, weights)
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=True)
     return _stack(network)
 
 
@@ -183,10 +197,10 @@ def _imagenet_state() -> dict[str, Tensor]:
     found = VGG19_Weights.IMAGENET1K_V1
     try:
         state: dict[str, Tensor] = found.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         raise DataUnavailableError(
-            f"The weights cannot be fetched ({error}). Fetch {found.url} elsewhere and give the file as weights "
-            "(--weights FILE)."
+            f"The weights cannot be fetched, or what was fetched is damaged ({reason_of(error)}). Fetch {found.url} "
+            "elsewhere and give the file as weights (--weights FILE)."
         ) from error
     return state
 
@@ -196,13 +210,14 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         raise DataUnavailableError(f"There is no file {path}. Give a file, 'imagenet' or 'random' as weights.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a file that is none raises is not to be foreseen
         raise InvalidDataError(
-            f"{path} holds no state dict that torch.load takes with weights_only=True "
-            f"({str(error).splitlines()[0]}). Save model.state_dict() with torch.save."
+            f"{path} holds no state dict that torch.load takes with weights_only=True ({reason_of(error)}). Save "
+            "model.state_dict() with torch.save."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        held = f"the keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__
+        keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else ""
+        held = f"the keys {keys}" if keys else f"a {type(state).__name__}"
         raise InvalidDataError(
             f"{path} holds no state dict, which maps names to tensors, but {held}. Save model.state_dict() alone."
         )

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from retrainscope.checks import check_number
+from retrainscope.checks import check_device, check_number
 from retrainscope.descent import Descent
 from retrainscope.plotting import save_figure
 from retrainscope.report import Picture, Section, check_extras, write_report
@@ -59,7 +58,7 @@ class Settings:
         Hash of the pixels.
     descent : dict
     seed : int
-    retrainscope, torch : str
+    retrainscope, torch, torchvision : str
         Versions.
     """
 
@@ -70,6 +69,7 @@ class Settings:
     seed: int
     retrainscope: str
     torch: str
+    torchvision: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +143,8 @@ def run_study(
     """
     descent = Descent(max_iter=200) if descent is None else descent
     check_number("n_inits", n_inits, whole=True)
+    if device is not None:
+        check_device(device)
     named = named_convolutions(layers)
     image_names, pixels = load_images(images, size)
     image_quality(np.zeros((8, 8, 3)), np.ones((8, 8, 3)))  # is scikit-image there?
@@ -155,6 +157,7 @@ def run_study(
         seed=seed,
         retrainscope=importlib.metadata.version("retrainscope"),
         torch=importlib.metadata.version("torch"),
+        torchvision=importlib.metadata.version("torchvision"),
     )
     kept = None
     if out is not None:
@@ -225,8 +228,7 @@ def write_study(study: Study, out: str | Path) -> Path:
             for kind, networks in study.kinds.items()
         },
     }
-    # An image rebuilt without error has an infinite PSNR, which JSON does not know.
-    write_text(out / "vgg19.json", json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
+    write_text(out / "vgg19.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     footer = ", ".join(f"{name} {version}" for name, version in versions.items())
     return write_report(
         out / "report.html",
@@ -297,14 +299,6 @@ def _weights_in_words(study: Study) -> str:
     random = f"{n} random initialisation{'' if n == 1 else 's'} (torchvision's: Kaiming)"
     source = "ImageNet" if study.settings.weights == IMAGENET else "a file"
     return f"trained ones from {source}, and {random}" if TRAINED in study.kinds else random
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _hash(content: bytes) -> str:
