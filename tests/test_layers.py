@@ -505,7 +505,7 @@ def test_example_may_have_any_form(mlp, example):
 
 
 def test_only_a_few_samples_are_run():
-    """The dry run uses at most four samples, however large the batches, and one less to see which dimension they are."""
+    """The dry run uses at most four samples, and one less to see which dimension they are."""
     seen = []
     model = nn.Sequential(Apply(lambda x: seen.append(len(x)) or x), nn.Linear(3, 3), nn.Linear(3, 2))
     find_layers(model, [torch.zeros(100, 3)])
