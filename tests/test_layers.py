@@ -511,7 +511,7 @@ def test_only_a_few_samples_are_run():
     find_layers(model, [torch.zeros(100, 3)])
     find_layers(model, {"input": torch.zeros(100, 3)})
     find_layers(model, torch.zeros(2, 3))
-    assert seen == [4, 4, 3, 4, 4, 3, 2, 2, 1]
+    assert seen == [4, 3, 4, 3, 4, 3, 4, 3, 2, 1, 2, 1]
 
 
 def test_wrong_example_is_refused(mlp):
@@ -613,7 +613,7 @@ def test_head_among_the_layers_is_refused(mlp, options):
 )
 def test_model_with_a_head_only_is_refused(model):
     """A model without a layer to measure besides its head is refused, with the head's name."""
-    message = r"no layer with weights that returns a tensor besides its head '\w+'. Name the layers with layers="
+    message = r"no layer with weights besides its head '\w+' that returns a tensor with one row a sample. Name the"
     with unchanged(model), pytest.raises(UnsupportedModelError, match=message):
         find_layers(model, X)
 

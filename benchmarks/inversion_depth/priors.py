@@ -22,7 +22,7 @@ from retrainscope.studies.depth import Measures, measure_network, plot_pictures
 from retrainscope.tables import Table
 
 LAYER = "conv7"
-TV_WEIGHTS, NORM_WEIGHTS = (0.0, 0.001, 0.003, 0.01, 0.03), (0.0, 0.0001)
+TV_WEIGHTS, NORM_WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0), (0.0, 0.0001)
 
 
 def main() -> None:

@@ -1,20 +1,19 @@
 """Where to measure, and which layer owns which parameter: `find_layers`."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-from retrainscope.batches import Batch, Inputs, as_batches
+from retrainscope.batches import Batch, as_batches
+from retrainscope.dryrun import DryRun, dry_run, first_samples, is_inside, measurable_modules
 from retrainscope.exceptions import LayerNotFoundError, LayerNotRunError, ReusedLayerError, UnsupportedModelError
-from retrainscope.tracing import borrow, call_model, main_tensor, model_place, named_layers, run_layers
+from retrainscope.tracing import borrow, model_place, named_layers, run_layers
 
 __all__ = ["Layers", "find_layers"]
 
@@ -79,7 +78,9 @@ def find_layers(
         ``**`` for anything; types such as ``nn.Conv2d``. Of what a pattern or type fits, taken is what runs once
         and returns a tensor, below the head. None takes every module that has weights of its own (convolutions,
         linear layers, attention, recurrent ones) but the head; where such a module stands alone in a block, with
-        at most normalisation, activation, pooling or dropout around it, the block. If these are more than 24, the
+        at most normalisation, activation, pooling or dropout around it, the block. Where it runs several times,
+        or returns no tensor with one row a sample, the module around it is taken, or, if that holds half of the
+        network, none: its weights count with the next layer. If these are more than 24, the
         modules around them are taken instead, from the innermost outwards (residual or transformer blocks), and
         if that leaves too few, 24 of them at even distances; the others count with the next one measured.
     head : str, optional
@@ -127,14 +128,15 @@ def layers_of(
         if name is not None:
             named_layers(model, [name], what=what)
     n_samples = min(_DRY_RUN_SAMPLES, len(batch))
-    inputs = _first(batch.inputs, n_samples)
-    run = _dry_run(model, inputs)
+    inputs = first_samples(batch.inputs, n_samples)
+    run = dry_run(model, inputs)
     head = head or _find_head(model, run)
     apart = [name for name in (head, input_layer) if name is not None]
+    measurable = measurable_modules(model, run, inputs, n_samples, apart)
     if asked is None:
-        names = _default_layers(model, run, apart)
+        names = _default_layers(model, run, apart, measurable)
     else:
-        names = tuple(name for name, exactly in asked.items() if exactly or _can_be_measured(name, run, apart))
+        names = tuple(name for name, exactly in asked.items() if exactly or name in measurable)
     _check_runs(run, names, head)
     names = tuple(sorted(names, key=lambda name: run.ends[name][0]))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -144,8 +146,8 @@ def layers_of(
 
     with torch.no_grad():
         run_layers(model, inputs, names, note_shape)
-        if n_samples > 1:  # with other than so many samples, an output that has them elsewhere shows itself
-            run_layers(model, _first(inputs, n_samples - 1), names, lambda *_: None)
+        if n_samples > 1:  # for what was named
+            run_layers(model, first_samples(inputs, n_samples - 1), names, lambda *_: None)
     parameters = dict(model.named_parameters())
     inside = {name: set(module.modules()) for name, module in named_layers(model, (*names, head)).items()}
     owners = _owners(run, names, head, inside)
@@ -173,78 +175,7 @@ def layers_of(
     )
 
 
-@dataclass
-class _Run:
-    """What happened when in a forward pass; times count events."""
-
-    ends: dict[str, list[int]] = field(default_factory=dict)
-    returns_tensor: dict[str, bool] = field(default_factory=dict)
-    uses: dict[str, int] = field(default_factory=dict)
-    users: dict[str, nn.Module] = field(default_factory=dict)
-    flops: dict[str, int] = field(default_factory=dict)
-    total_flops: int = 0
-    now: int = 0
-
-
-class _UseRecorder(TorchFunctionMode):
-    """Note when each parameter or buffer is first given to an operation, and inside which module."""
-
-    def __init__(self, names: dict[int, str], run: _Run, stack: list[nn.Module]) -> None:
-        super().__init__()
-        self.names, self.run, self.stack = names, run, stack
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        # To ask for a tensor's type, shape or device is not to use it.
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
-            return result
-        for leaf in tree_leaves((args, kwargs)):
-            name = self.names.get(id(leaf)) if isinstance(leaf, Tensor) else None
-            if name is not None and name not in self.run.uses:
-                self.run.now += 1
-                self.run.uses[name] = self.run.now
-                self.run.users[name] = self.stack[-1]
-        return result
-
-
-def _dry_run(model: nn.Module, inputs: Inputs) -> _Run:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    run, stack = _Run(), [model]
-    tensors = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    counter = FlopCounterMode(display=False)
-
-    def left(name: str, output: Any) -> None:
-        run.now += 1
-        run.ends.setdefault(name, []).append(run.now)
-        run.returns_tensor[name] = main_tensor(output) is not None
-        run.flops[name] = counter.get_total_flops()
-        stack.pop()
-
-    with ExitStack() as opened, torch.no_grad():
-        for name, module in model.named_modules(remove_duplicate=False):
-            opened.enter_context(_watched(module, name, stack.append, left))
-        opened.enter_context(counter)
-        opened.enter_context(_UseRecorder(tensors, run, stack))
-        call_model(model, inputs)
-        run.total_flops = counter.get_total_flops()
-    return run
-
-
-@contextmanager
-def _watched(
-    module: nn.Module, name: str, entered: Callable[[nn.Module], None], left: Callable[[str, Any], None]
-) -> Iterator[None]:
-    before = module.register_forward_pre_hook(lambda *_: entered(module))
-    after = module.register_forward_hook(lambda _module, _args, output: left(name, output))
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()
-
-
-def _find_head(model: nn.Module, run: _Run) -> str:
+def _find_head(model: nn.Module, run: DryRun) -> str:
     """Take the last module that has parameters of its own and runs."""
     owning: list[str] = [
         name for name, module in model.named_modules() if name in run.ends and name and _own_parameters(name, module)
@@ -277,63 +208,48 @@ def _asked(model: nn.Module, layers: Iterable[str | type[nn.Module]]) -> dict[st
     return found
 
 
-def _can_be_measured(name: str, run: _Run, apart: Iterable[str]) -> bool:
-    """Tell whether a module runs once, returns a tensor, and neither is nor holds nor is part of what is apart."""
-    return (
-        name != ""
-        and len(run.ends.get(name, ())) == 1
-        and run.returns_tensor[name]
-        and not any(_is_inside(other, name) or _is_inside(name, other) for other in apart)
-    )
-
-
-def _is_inside(name: str, block: str) -> bool:
-    return f"{name}.".startswith(f"{block}.")
-
-
-def _default_layers(model: nn.Module, run: _Run, apart: list[str]) -> tuple[str, ...]:
+def _default_layers(model: nn.Module, run: DryRun, apart: list[str], measurable: set[str]) -> tuple[str, ...]:
     modules = dict(model.named_modules())
 
     def has_weights(name: str) -> bool:
         return name != "" and name in run.ends and any(p.ndim > 1 for p in _own_parameters(name, modules[name]))
 
-    weighted = [name for name in modules if has_weights(name)]
-    weighted = [name for name in weighted if not any(_is_inside(other, name) for other in weighted if other != name)]
+    owning = [name for name in modules if has_weights(name)]
+    weighted = [name for name in owning if not any(is_inside(other, name) for other in owning if other != name)]
 
-    def stands_alone(block: str) -> bool:
-        inside = [name for name in weighted if _is_inside(name, block)]
-        holds_apart = any(_is_inside(other, block) for other in apart)
-        return len(inside) == 1 and len(run.ends.get(block, ())) == 1 and not holds_apart
+    def n_inside(block: str) -> int:
+        return sum(is_inside(name, block) for name in weighted)
 
-    chosen = []
-    for name in weighted:
-        if any(_is_inside(name, other) for other in apart):
-            continue
-        candidates = [name]
-        while "." in candidates[-1] and stands_alone(candidates[-1].rpartition(".")[0]):
-            candidates.append(candidates[-1].rpartition(".")[0])
-        chosen += [candidate for candidate in candidates if run.returns_tensor[candidate]][-1:]
+    def measured_at(name: str, most: float) -> str | None:
+        """Find the module itself or the next one around it; a block that holds nothing else is better than both."""
+        blocks = [block for block in (name, *_around(name)) if block in measurable]
+        alone = [block for block in blocks if n_inside(block) == 1]
+        nearest = [block for block in blocks[:1] if n_inside(block) <= most]
+        return next(iter([*alone[-1:], *nearest]), None)
+
+    inner = [name for name in weighted if not any(is_inside(name, other) for other in apart)]
+    # What cannot be measured itself does not swallow half of the network: it counts with the next layer instead.
+    found = [measured_at(name, len(weighted) / 2) for name in inner]
+    found = found if any(found) else [measured_at(name, np.inf) for name in inner]
+    chosen = {name for name in found if name is not None}
+    chosen -= {name for name in chosen if any(is_inside(name, other) for other in chosen if other != name)}
     if not chosen:
+        for name in inner:
+            _check_runs_once(run, name)
         raise UnsupportedModelError(
-            f"The model has no layer with weights that returns a tensor besides its head {apart[0]!r}. Name the layers "
-            "with layers=, or another head with head=."
+            f"The model has no layer with weights besides its head {apart[0]!r} that returns a tensor with one row a "
+            "sample. Name the layers with layers=, or another head with head=."
         )
-    return _coarse(tuple(dict.fromkeys(chosen)), run, apart)
+    return _coarse(tuple(chosen), run, measurable)
 
 
-def _coarse(names: tuple[str, ...], run: _Run, apart: list[str]) -> tuple[str, ...]:
+def _coarse(names: tuple[str, ...], run: DryRun, measurable: set[str]) -> tuple[str, ...]:
     """Take the modules around layers that are too many, from the innermost outwards, or some at even distances."""
-
-    def around(name: str) -> str | None:
-        parts = name.split(".")
-        outer = (".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1))
-        return next((block for block in outer if _can_be_measured(block, run, apart)), None)
-
     while len(names) > _MOST_LAYERS:
-        blocks = {name: around(name) for name in names}
+        blocks = {name: next((b for b in _around(name) if b in measurable), None) for name in names}
         depth = max((block.count(".") for block in blocks.values() if block is not None), default=None)
         merged = {block for block in blocks.values() if block is not None and block.count(".") == depth}
-        outside = [name for name in names if not any(_is_inside(name, block) for block in merged)]
+        outside = [name for name in names if not any(is_inside(name, block) for block in merged)]
         if len(merged) + len(outside) < _FEWEST_LAYERS or not merged:
             ordered = sorted(names, key=lambda name: run.ends[name][0])
             places = {round(place * (len(names) - 1) / (_MOST_LAYERS - 1)) for place in range(_MOST_LAYERS)}
@@ -342,8 +258,11 @@ def _coarse(names: tuple[str, ...], run: _Run, apart: list[str]) -> tuple[str, .
     return names
 
 
-def _first(inputs: Inputs, n_samples: int) -> Inputs:
-    return inputs[:n_samples] if isinstance(inputs, Tensor) else {k: t[:n_samples] for k, t in inputs.items()}
+def _around(name: str) -> Iterator[str]:
+    """Yield the names of the modules around one, from the inside out."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _own_parameters(name: str, module: nn.Module) -> list[nn.Parameter]:
@@ -354,7 +273,7 @@ def _own_parameters(name: str, module: nn.Module) -> list[nn.Parameter]:
     return own + list(module.get_submodule("parametrizations").parameters()) if is_parametrized(module) else own
 
 
-def _check_runs(run: _Run, names: tuple[str, ...], head: str) -> None:
+def _check_runs(run: DryRun, names: tuple[str, ...], head: str) -> None:
     if not names:
         raise LayerNotFoundError(
             "The 'layers' parameter must name at least one layer below the head that runs once and returns a tensor. "
@@ -377,14 +296,18 @@ def _check_runs(run: _Run, names: tuple[str, ...], head: str) -> None:
                 f"The layer {name!r} does not run in the forward pass. Leave it out, or name a module that is called."
             )
     for name in names:
-        if len(run.ends[name]) > 1:
-            raise ReusedLayerError(
-                f"The layer {name!r} runs {len(run.ends[name])} times in one forward pass, so its output is not "
-                "one thing. Name the modules around it that run once with layers=."
-            )
+        _check_runs_once(run, name)
 
 
-def _owners(run: _Run, names: tuple[str, ...], head: str, inside: dict[str, set[nn.Module]]) -> dict[str, str]:
+def _check_runs_once(run: DryRun, name: str) -> None:
+    if len(run.ends[name]) > 1:
+        raise ReusedLayerError(
+            f"The layer {name!r} runs {len(run.ends[name])} times in one forward pass, so its output is not "
+            "one thing. Name the modules around it that run once with layers=."
+        )
+
+
+def _owners(run: DryRun, names: tuple[str, ...], head: str, inside: dict[str, set[nn.Module]]) -> dict[str, str]:
     """Give each parameter and buffer that is used to a layer; `inside` tells the modules of each layer."""
     owners: dict[str, str] = {}
     previous = None

@@ -21,6 +21,7 @@ from retrainscope.exceptions import (
 )
 
 __all__ = [
+    "batch_first",
     "borrow",
     "call_model",
     "gradient_break",
@@ -166,7 +167,7 @@ def replace_output(model: nn.Module, layer: str, output: Tensor) -> Iterator[Non
     """Put a tensor in the place of a layer's main output, for as long as the context lasts."""
 
     def hook(module: nn.Module, _args: Any, found: Any) -> Any:
-        return _with_main_tensor(found, _batch_first(module, output))
+        return _with_main_tensor(found, batch_first(module, output))
 
     handle = named_layers(model, [layer])[layer].register_forward_hook(hook)
     try:
@@ -379,7 +380,7 @@ def _hooked(
                     f"The layer {name!r} returns a {type(output).__name__} without a floating-point tensor in it. Name "
                     "a module inside or after it that returns one."
                 )
-            visit(name, _batch_first(module, tensor))
+            visit(name, batch_first(module, tensor))
 
         return hook
 
@@ -425,7 +426,7 @@ def _with_main_tensor(output: Any, tensor: Tensor) -> Any:
     return type(output)(items)
 
 
-def _batch_first(module: nn.Module, tensor: Tensor) -> Tensor:
+def batch_first(module: nn.Module, tensor: Tensor) -> Tensor:
     """Bring the samples of a recurrent or attention module that has them second to the front, and back."""
     swapped = getattr(module, "batch_first", True) is False and tensor.ndim == 3
     return tensor.transpose(0, 1) if swapped else tensor
