@@ -587,7 +587,7 @@ def test_damaged_image_is_named(tmp_path):
 def test_quality_of_the_same_image():
     """An image rebuilt without error has an SSIM of 1, and the highest PSNR that is told."""
     image = np.random.default_rng(0).random((16, 16, 3))
-    assert image_quality(image, image) == (100, pytest.approx(1))
+    assert image_quality(image, image) == (60, pytest.approx(1))
 
 
 def test_quality_by_hand():
@@ -602,7 +602,7 @@ def test_the_numbers_are_those_measured(tmp_path):
     measures = Measures(
         input_error=np.array([[0.0, 0.25]]),
         feature_error=np.array([[0.0, 0.5]]),
-        psnr=np.array([[100.0, 6.0]]),
+        psnr=np.array([[60.0, 6.0]]),
         ssim=np.array([[1.0, 0.75]]),
         n_diverged=1,
         pictures=np.zeros((1, 2, 32, 32, 3), np.uint8),
@@ -615,7 +615,7 @@ def test_the_numbers_are_those_measured(tmp_path):
     assert network == {
         "input_error": [[0.0, 0.25]],
         "feature_error": [[0.0, 0.5]],
-        "psnr": [[100.0, 6.0]],
+        "psnr": [[60.0, 6.0]],
         "ssim": [[1.0, 0.75]],
         "n_diverged": 1,
     }

@@ -37,11 +37,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, metavar="PIXELS")
     parser.add_argument("--steps", type=int, default=200, metavar="N")
     parser.add_argument("--optimizer", choices=("adam", "lbfgs"), default="lbfgs")
+    parser.add_argument("--tv-weight", type=float, default=0.0, metavar="X", help="weight of the total variation")
+    parser.add_argument("--layers", nargs="+", metavar="NAME", help="some of the layers only")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     images, others = photographs(REPORTED, options.size), photographs(OTHERS, options.size)
     trained_network, kinds, layers = NETWORKS[options.network]
-    descent = Descent(options.optimizer, max_iter=options.steps)
+    layers = {name: layers[name] for name in options.layers or layers}
+    descent = Descent(options.optimizer, max_iter=options.steps, tv_weight=options.tv_weight)
     builders = {"trained": [trained_network]} | {
         kind: [lambda make=make, seed=seed: make(seed, others) for seed in range(options.inits)]
         for kind, make in kinds.items()
@@ -50,7 +53,7 @@ def main() -> None:
     for kind, networks in builders.items():
         found[kind] = []
         for number, build in enumerate(networks):
-            path = options.out / f"{options.network}-{kind.replace(', ', '-').replace(' ', '-')}-{number}.npz"
+            path = options.out / f"{name_of(options)}-{kind.replace(', ', '-').replace(' ', '-')}-{number}.npz"
             if not path.exists():
                 start = time.perf_counter()
                 measures = measure_network(build(), images, list(layers.values()), descent=descent, seed=0)
@@ -59,6 +62,10 @@ def main() -> None:
             with np.load(path) as kept:
                 found[kind].append(Measures(**{**kept, "n_diverged": int(kept["n_diverged"])}))
     report(options, found, images, list(layers))
+
+
+def name_of(options: argparse.Namespace) -> str:
+    return f"{options.network}-tv" if options.tv_weight else options.network
 
 
 def report(
@@ -72,7 +79,7 @@ def report(
     ]
     for table in tables:
         print(f"\n{table}")
-    name = options.network
+    name = name_of(options)
     save_figure(plot_contrasts(random, trained, names), options.out, f"{name}-contrasts")
     first = {"trained": trained, **{kind: measures[0] for kind, measures in random.items()}}
     for place, image in enumerate(REPORTED):

@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-_MOST_DECIBELS = 100.0
+_NEGLIGIBLE = 1e-4  # an error so small counts as none: of pixels it is 40 dB, of activations one percent of their size
+_MOST_DECIBELS = 60.0  # beyond, the rounding to 8 bits is larger
 MEASURES = {
     "input_error": "input error",
     "feature_error": "feature error",
@@ -52,7 +53,7 @@ class Measures:
     feature_error : ndarray of that shape
         Squared error of the activations relative to their squared norm.
     psnr : ndarray of that shape
-        Peak signal-to-noise ratio, in decibels, up to 100 (scikit-image).
+        Peak signal-to-noise ratio, in decibels, up to 60 (scikit-image).
     ssim : ndarray of that shape
         Structural similarity, up to 1 (scikit-image).
     n_diverged : int
@@ -121,7 +122,7 @@ def measure_network(
 def image_quality(true: NDArray[Any], rebuilt: NDArray[Any]) -> tuple[float, float]:
     """Return PSNR in decibels and SSIM of an image of shape (height, width, 3) in [0, 1].
 
-    A PSNR above 100 dB, which no eye can tell from an infinite one, is given as 100.
+    A PSNR above 60 dB, where the rounding to 8 bits is the larger error, is given as 60.
 
     Raises
     ------
@@ -146,7 +147,8 @@ def contrast(trained: Measures, random: Sequence[Measures], measure: str) -> tup
     random : sequence of Measures
         One for each initialisation.
     measure : str
-        Of `MEASURES`. Errors are compared by the logarithm of their ratio, PSNR and SSIM by their difference.
+        Of `MEASURES`. Errors are compared by the logarithm of their ratio, with 1e-4 added to each, as the ratio of
+        two errors that are as good as none is noise; PSNR and SSIM by their difference.
 
     Returns
     -------
@@ -158,7 +160,7 @@ def contrast(trained: Measures, random: Sequence[Measures], measure: str) -> tup
 
     def value(measures: Measures) -> Floats:
         raw: Floats = getattr(measures, measure)
-        return np.log(raw + np.finfo(float).tiny) if measure.endswith("error") else raw
+        return np.log(raw + _NEGLIGIBLE) if measure.endswith("error") else raw
 
     differences = np.stack([value(one) - value(trained) for one in random])
     n_inits, _, n_images = differences.shape
@@ -185,8 +187,8 @@ def contrast_table(trained: Measures, random: Sequence[Measures], layers: Sequen
         ["layer", "input error, log ratio", "feature error, log ratio", "PSNR (dB)", "SSIM", "better in input error"],
         rows,
         note=f"Random less trained, with 90 % intervals over {len(random)} initialisations and "
-        f"{trained.psnr.shape[1]} images. A positive log ratio, and a negative difference of PSNR or SSIM: the trained "
-        "network is rebuilt from better.",
+        f"{trained.psnr.shape[1]} images; 1e-4 is added to errors. A positive log ratio, and a negative difference of "
+        "PSNR or SSIM: the trained network is rebuilt from better.",
     )
 
 
