@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "inversion.md"
 FIGURES = (
     "vgg16-contrasts",
     "vgg16-astronaut",
+    "vgg16-tv-astronaut",
     "efficientnet-lite0-contrasts",
     "efficientnet-lite0-astronaut",
     "inversion-needs",
@@ -26,7 +27,7 @@ FIGURES = (
 def main(folder: str) -> None:
     results, images = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
     results.mkdir(exist_ok=True)
-    for network in ("vgg16", "efficientnet-lite0"):
+    for network in ("vgg16", "vgg16-tv", "efficientnet-lite0"):
         for place, table in enumerate(read(folder, network, results)["tables"]):
             put_table(PAGE, f"{network} {place}", table["header"], table["rows"])
     for name in ("inversion-needs", "priors"):

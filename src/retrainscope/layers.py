@@ -77,12 +77,12 @@ def find_layers(
         The layers to measure: names; patterns such as ``"layer3.*"``, where ``*`` stands for anything but a dot and
         ``**`` for anything; types such as ``nn.Conv2d``. Of what a pattern or type fits, taken is what runs once
         and returns a tensor, below the head. None takes every module that has weights of its own (convolutions,
-        linear layers, attention, recurrent ones) but the head; where such a module stands alone in a block, with
-        at most normalisation, activation, pooling or dropout around it, the block. Where it runs several times,
-        or returns no tensor with one row a sample, the module around it is taken, or, if that holds half of the
-        network, none: its weights count with the next layer. If these are more than 24, the
-        modules around them are taken instead, from the innermost outwards (residual or transformer blocks), and
-        if that leaves too few, 24 of them at even distances; the others count with the next one measured.
+        linear layers, attention, recurrent ones; no embeddings) but the head; where such a module stands alone in
+        a block, with at most normalisation, activation, pooling or dropout around it, the block. Where it runs
+        several times, or returns no tensor with one row a sample, the module around it is taken, or, if that holds
+        half of the network, none: its weights count with the next layer. If these are more than 24, the modules
+        around them are taken instead, from the innermost outwards (residual or transformer blocks), and if that
+        leaves too few, 24 of them at even distances; the others count with the next one measured.
     head : str, optional
         The module that produces the output. None takes the last one with weights that runs.
     input_layer : str, optional
@@ -212,7 +212,10 @@ def _default_layers(model: nn.Module, run: DryRun, apart: list[str], measurable:
     modules = dict(model.named_modules())
 
     def has_weights(name: str) -> bool:
-        return name != "" and name in run.ends and any(p.ndim > 1 for p in _own_parameters(name, modules[name]))
+        # Of embeddings, positions and kinds of token say nothing of a sample, and the rest is the input layer.
+        if name == "" or name not in run.ends or isinstance(modules[name], nn.Embedding | nn.EmbeddingBag):
+            return False
+        return any(parameter.ndim > 1 for parameter in _own_parameters(name, modules[name]))
 
     owning = [name for name in modules if has_weights(name)]
     weighted = [name for name in owning if not any(is_inside(other, name) for other in owning if other != name)]
