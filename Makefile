@@ -49,7 +49,7 @@ bench: $(READY)  ## how often known data gets the verdict none, over 20 networks
 
 bench-inversion: $(BENCH)/.ready  ## invert really trained networks and others; writes docs/inversion.md (2 hours)
 	$(BENCH)/bin/python benchmarks/inversion_depth/run.py vgg16 --steps 150 --out inversion
-	$(BENCH)/bin/python benchmarks/inversion_depth/run.py vgg16 --steps 150 --tv-weight 0.1 --inits 2 \
+	$(BENCH)/bin/python benchmarks/inversion_depth/run.py vgg16 --steps 150 --tv-weight 0.1 --kinds 1 \
 		--layers conv4 conv7 conv13 --out inversion
 	$(BENCH)/bin/python benchmarks/inversion_depth/run.py efficientnet-lite0 --size 128 --out inversion
 	$(BENCH)/bin/python benchmarks/inversion_depth/priors.py --out inversion

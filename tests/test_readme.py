@@ -1,4 +1,4 @@
-"""The README tells the truth: its code runs and its files exist."""
+"""The README and the pages of docs tell the truth: code runs, files and targets exist, tables are filled."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,9 @@ from networks import classifier, samples
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def test_the_five_lines_run():
@@ -21,14 +24,23 @@ def test_the_five_lines_run():
     assert isinstance(names["optimizer"], torch.optim.AdamW)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|\$ )make ([a-z-]+)", " ".join(TEXTS.values())))))
 def test_every_make_target_exists(target):
-    """Every `make` command that the README names is a target."""
+    """Every `make` command that a page names is a target."""
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_every_picture_exists():
-    """Every picture that the README shows is there."""
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
-    assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+@each_page
+def test_every_picture_and_link_exists(page):
+    """Every picture that a page shows, and every file that it links to, is there."""
+    found = [target for target in re.findall(r"\]\(([^)]+)\)", TEXTS[page]) if "://" not in target]
+    assert found
+    assert all((page.parent / target).is_file() for target in found)
+
+
+@each_page
+def test_every_marked_place_has_a_table(page):
+    """Between the marks of a table that a command makes, there is one."""
+    marked = re.findall(r"<!-- ([^:]+): begin.*?-->\n(.*?)<!-- \1: end -->", TEXTS[page], re.DOTALL)
+    assert len(marked) == TEXTS[page].count(": begin")
+    assert all(table.count("\n| ") >= 3 for _, table in marked)

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("adam", "lbfgs"), default="lbfgs")
     parser.add_argument("--tv-weight", type=float, default=0.0, metavar="X", help="weight of the total variation")
     parser.add_argument("--layers", nargs="+", metavar="NAME", help="some of the layers only")
+    parser.add_argument("--kinds", type=int, default=2, metavar="N", help="how many kinds of random weights")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     images, others = photographs(REPORTED, options.size), photographs(OTHERS, options.size)
@@ -47,7 +48,7 @@ def main() -> None:
     descent = Descent(options.optimizer, max_iter=options.steps, tv_weight=options.tv_weight)
     builders = {"trained": [trained_network]} | {
         kind: [lambda make=make, seed=seed: make(seed, others) for seed in range(options.inits)]
-        for kind, make in kinds.items()
+        for kind, make in list(kinds.items())[: options.kinds]
     }
     found: dict[str, list[Measures]] = {}
     for kind, networks in builders.items():

@@ -234,7 +234,7 @@ def write_study(study: Study, out: str | Path) -> Path:
         out / "report.html",
         "What do the layers of VGG-19 tell of an image?",
         parts,
-        footer=f"Made by: retrainscope vgg19. {footer}. Computing took {study.seconds / 60:.1f} minutes.",
+        footer=f"Made by: retrainscope vgg19. {footer}. Computing took {study.seconds / 60:.1f} minutes in this run.",
     )
 
 
