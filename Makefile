@@ -54,7 +54,7 @@ bench-inversion: $(BENCH)/.ready  ## invert really trained networks and others; 
 	$(BENCH)/bin/python benchmarks/inversion_depth/run.py efficientnet-lite0 --size 128 --out inversion
 	$(BENCH)/bin/python benchmarks/inversion_depth/priors.py --out inversion
 	$(BENCH)/bin/python benchmarks/inversion_needs.py --samples 8 --out inversion
-	$(BENCH)/bin/python benchmarks/inversion_speed.py --out inversion/inversion-speed.json
+	$(BENCH)/bin/python benchmarks/inversion_speed.py --steps 100 --repeats 5 --out inversion/inversion-speed.json
 	$(BENCH)/bin/python scripts/update_inversion_page.py inversion
 
 $(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/requirements.txt
