@@ -281,10 +281,9 @@ class _Lbfgs:
         self._s, self._y = (torch.zeros(_MEMORY, n, size, device=start.device, dtype=start.dtype) for _ in range(2))
         self._rho = torch.zeros(_MEMORY, n, device=start.device, dtype=start.dtype)  # 0: an empty place
         self._newest = torch.zeros(n, dtype=torch.long, device=start.device)
-        self._base, self._slope = start.flatten(1).clone(), torch.zeros_like(self._rho[0])
-        self.loss = torch.full_like(self._slope, torch.inf)
+        self._base, self.loss = start.flatten(1).clone(), torch.full_like(self._rho[0], torch.inf)
         self._gradient, self._direction = torch.zeros_like(self._base), torch.zeros_like(self._base)
-        self._length, self._tries = torch.ones_like(self._slope), torch.zeros_like(self._slope)
+        self._length, self._tries = torch.ones_like(self.loss), torch.zeros_like(self.loss)
 
     def failed(self) -> Tensor:
         return ~torch.isfinite(self.loss)  # a step into nowhere is taken back; only a start there is hopeless
@@ -312,7 +311,7 @@ class _Lbfgs:
         self.x = self.x[rows]
         for name in ("_s", "_y", "_rho"):
             setattr(self, name, getattr(self, name)[:, rows])
-        for name in ("_newest", "_base", "_slope", "loss", "_gradient", "_direction", "_length", "_tries"):
+        for name in ("_newest", "_base", "loss", "_gradient", "_direction", "_length", "_tries"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _remember(self, which: Tensor, s: Tensor, gradient: Tensor) -> None:

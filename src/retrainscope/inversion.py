@@ -29,7 +29,7 @@ class GradientInverter(LayerEstimator):
 
     From a random start the input is changed until it causes the activations of a given sample. Measured is the
     squared error between the two inputs; its reference is the same error for the control, a network of the
-    same architecture that was never trained: random weights invert too, mostly better, so only the
+    same architecture that was never trained: random weights invert too, sometimes better, so only the
     difference speaks. Each sample costs `max_iter` passes forward and backward for each layer, twice.
 
     Use it to see what a layer keeps of its input, and for the upper layers of a network. In the lower ones its

@@ -146,7 +146,7 @@ def layers_of(
 
     with torch.no_grad():
         run_layers(model, inputs, names, note_shape)
-        if n_samples > 1:  # for what was named
+        if asked is not None and n_samples > 1:  # refuses by name what has its samples elsewhere
             run_layers(model, first_samples(inputs, n_samples - 1), names, lambda *_: None)
     parameters = dict(model.named_parameters())
     inside = {name: set(module.modules()) for name, module in named_layers(model, (*names, head)).items()}

@@ -213,15 +213,19 @@ def invert_batches(
                 try:
                     found = invert(features_of, true, starts, space=space, descent=descent, seed=seed, report=report)
                 except NoGradientError as error:
-                    every = torch.arange(len(true), device=true.device)
-                    where = gradient_break(network, layer, lambda x, f=features_of, r=every: f(x, r), true)  # type: ignore[misc]
-                    raise UnsupportedModelError(
-                        f"No gradient flows from the layer {layer!r} to the input: {where}. Leave the layer out, or "
-                        "use another estimator."
-                    ) from error
+                    raise _refusal(network, layer, features_of, true) from error
                 parts[layer].append(found)
                 bar.update(before + steps - bar.n)
     return {layer: _joined(found) for layer, found in parts.items()}
+
+
+def _refusal(network: nn.Module, layer: str, features_of: Features, true: Tensor) -> UnsupportedModelError:
+    every = torch.arange(len(true), device=true.device)
+    where = gradient_break(network, layer, lambda x: features_of(x, every), true)
+    return UnsupportedModelError(
+        f"No gradient flows from the layer {layer!r} to the input: {where}. Leave the layer out, or use another "
+        "estimator."
+    )
 
 
 def true_inputs(network: nn.Module, inputs: Inputs, input_layer: str | None) -> Tensor:
