@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from retrainscope.control import untrained_copy
-from retrainscope.tracing import borrow
+from retrainscope.lending import borrow
 
 
 class Tokens(nn.Module):

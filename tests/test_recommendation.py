@@ -340,7 +340,7 @@ def test_made_by_is_kept():
     model, known = classifier(), samples()
     rec = rs.recommend_layers(model, known, known, layers=["2"], batch_size=9, random_state=3)
     assert rec.estimators == (
-        "ActivationSpread(batch_size=9, device=None, head=None, input_layer=None, layers=['2'], "
+        "ActivationSpread(batch_size=9, calls=None, device=None, head=None, input_layer=None, layers=['2'], "
         "max_features=4096, random_state=3)",
     )
     assert set(rec.versions) == {"retrainscope", "torch", "numpy", "scikit-learn", "python"}
@@ -469,11 +469,11 @@ def test_estimators_of_different_layers():
         )
 
 
-@pytest.mark.parametrize("option", [{"layers": ["2"]}, {"head": "4"}, {"input_layer": "0"}])
+@pytest.mark.parametrize("option", [{"layers": ["2"]}, {"head": "4"}, {"input_layer": "0"}, {"calls": "last"}])
 def test_layers_beside_estimators(option):
     """What to measure is said once: with estimators, to them."""
     model = classifier()
-    with pytest.raises(InvalidDataError, match="give layers, head and input_layer to the estimators themselves"):
+    with pytest.raises(InvalidDataError, match="give layers, head, input_layer and calls to the"):
         rs.recommend_layers(model, samples(), samples(), estimators=[rs.ActivationSpread(model)], **option)
 
 

@@ -13,13 +13,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from retrainscope.batches import Batch, Batches, Inputs, Label, as_batches, input_shapes, shapes_text
+from retrainscope.batches import Batch, Batches, Inputs, Label, Shapes, as_batches, input_shapes, items_of, shapes_text
 from retrainscope.checks import check_device
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
 from retrainscope.layers import Layers, layers_of
+from retrainscope.lending import borrow, model_place
 from retrainscope.moments import ClassMoments, class_means, half_samples
+from retrainscope.padding import n_tokens_of, tells_padding
 from retrainscope.scores import LayerScores, Measured, score
-from retrainscope.tracing import borrow, model_place
+from retrainscope.tracing import check_calls
 
 __all__ = [
     "N_RESAMPLES",
@@ -29,6 +31,8 @@ __all__ = [
     "check_class_counts",
     "check_inputs_vary",
     "check_same_shape",
+    "floating_inputs",
+    "input_axes",
     "reference_inputs",
     "score_errors",
     "seed_of",
@@ -56,6 +60,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     layers: Iterable[str | type[nn.Module]] | None
     head: str | None
     input_layer: str | None
+    calls: str | None
     batch_size: int
     device: str | torch.device | None
     random_state: int | np.random.RandomState | None
@@ -83,14 +88,17 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         InvalidDataError, LayerNotFoundError, UnsupportedModelError
             Before any work, where data or layers do not fit.
         """
+        check_calls(self.calls)
         seed = seed_of(self.random_state)
         batches = self._batches(known, "known", seed)
         with autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
             first = batches.first()
-            if self.input_layer is None:
-                reference_inputs(first.inputs)
-            layers = layers_of(model, first, layers=self.layers, head=self.head, input_layer=self.input_layer)
+            token_axes = input_axes(first.inputs) if self.input_layer is None else {}
+            layers = layers_of(
+                model, first, layers=self.layers, head=self.head, input_layer=self.input_layer, calls=self.calls
+            )
             _check_measurable(layers, self.input_layer)
+            self._token_axes = {**layers.token_axes, **token_axes}
             self._seed, self._input_shapes, self.layers_ = seed, input_shapes(first.inputs), layers
             try:
                 self._measure_known(model, batches)
@@ -172,12 +180,9 @@ def _check_measurable(layers: Layers, input_layer: str | None) -> None:
 
 def reference_inputs(inputs: Inputs) -> Tensor:
     """Return the floating inputs as one tensor of shape (n_samples, ...), or ask for an input layer."""
-    if isinstance(inputs, Tensor) and inputs.is_floating_point():
-        return inputs
-    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    floating = list(floating_inputs(inputs).values())
     if not floating:
-        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        kinds = ", ".join(sorted({str(tensor.dtype) for _, tensor in items_of(inputs)}))
         raise InvalidDataError(
             f"The inputs must be floating-point numbers. Got {kinds} instead. Convert images with .float(); for "
             "token ids name the embedding with input_layer=."
@@ -187,13 +192,40 @@ def reference_inputs(inputs: Inputs) -> Tensor:
     return torch.cat([tensor.flatten(start_dim=1) for tensor in floating], dim=1)
 
 
+def floating_inputs(inputs: Inputs) -> dict[str, Tensor]:
+    """Return the inputs of floating-point numbers by key, without those that tell what is padding."""
+    return {key: tensor for key, tensor in items_of(inputs) if tensor.is_floating_point() and not tells_padding(key)}
+
+
+def input_axes(inputs: Inputs) -> dict[str, int]:
+    """Return the axis of the reference inputs that the tokens are along, under the key ``""``; none if there is none.
+
+    Raises
+    ------
+    InvalidDataError
+        If padding would count: the inputs have one number a token, or are several that do not fit together.
+    """
+    reference, n_tokens = reference_inputs(inputs), n_tokens_of(inputs)
+    shapes = {key: tensor.shape[1:] for key, tensor in floating_inputs(inputs).items()}
+    padded = [key for key, shape in shapes.items() if n_tokens is not None and shape[:1] == (n_tokens,)]
+    if not padded:
+        return {}
+    if len(shapes) > 1 or reference.ndim < 3:
+        raise InvalidDataError(
+            f"In the input {', '.join(padded)} padding cannot be told from tokens: one input of shape (n_samples, "
+            "n_tokens, n_features) can be compared. Name a module whose output stands for the input with "
+            "input_layer=, or, if nothing is padded, leave the mask out."
+        )
+    return {"": 1}
+
+
 def check_inputs_vary(varies: bool) -> None:
     """Refuse known inputs that have one value all over."""
     if not varies:
         raise InvalidDataError("The known inputs are all equal, so there is nothing to rebuild.")
 
 
-def check_same_shape(expected: dict[str, tuple[int, ...]], other: Batch, *, name: str = "unknown") -> None:
+def check_same_shape(expected: Shapes, other: Batch, *, name: str = "unknown") -> None:
     """Refuse data of another shape than the known."""
     got = input_shapes(other.inputs)
     if got != expected:

@@ -1,7 +1,7 @@
-"""The user's data, in whatever form it comes, as batches on the model's device."""
+"""The user's data as batches on the model's device."""
 
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,15 +10,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader
 
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
+from retrainscope.padding import n_tokens_of, token_mask
+from retrainscope.sources import (
+    Indexed,
+    Inputs,
+    Label,
+    count_samples,
+    items_of,
+    labels_of,
+    source_of,
+    split_labels,
+    take_rows,
+    tensors_of,
+)
 
-__all__ = ["Batch", "Batches", "Inputs", "Label", "as_batches", "input_shapes", "shapes_text"]
+__all__ = ["Batch", "Batches", "Inputs", "Label", "Shapes", "as_batches", "input_shapes", "items_of", "shapes_text"]
 
-Inputs = Tensor | dict[str, Tensor]
-Label = Hashable
-_LABELS_KEY = "labels"
+Shapes = dict[str, tuple[int | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def mask(self) -> Tensor | None:
+        """Which tokens are real, of shape (n, n_tokens); None if the data does not tell what is padding."""
+        return token_mask(self.inputs)
+
     def take(self, rows: NDArray[np.int64]) -> "Batch":
         """Return the batch of these rows only."""
         labels = None if self.labels is None else tuple(self.labels[row] for row in rows)
-        return Batch(_take(self.inputs, rows), labels, self.positions[rows])
+        return Batch(take_rows(self.inputs, rows), labels, self.positions[rows])
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ class Batches:
     shuffles repeats itself.
     """
 
-    source: "_Indexed | Iterable[Any]"
+    source: Indexed | Iterable[Any]
     name: str
     batch_size: int
     device: torch.device
@@ -80,12 +96,12 @@ class Batches:
     @property
     def indexed(self) -> bool:
         """Whether single samples can be reached, so that their order is ours to choose."""
-        return isinstance(self.source, _Indexed)
+        return isinstance(self.source, Indexed)
 
     @property
     def n_batches(self) -> int | None:
         """The number of batches of one pass, or None where it is not known before."""
-        if isinstance(self.source, _Indexed):
+        if isinstance(self.source, Indexed):
             n = self.source.n_samples if self.chosen is None else len(self.chosen)
             return -(-n // self.batch_size)
         try:
@@ -106,7 +122,7 @@ class Batches:
         return replace(self, chosen=np.sort(positions), order_seed=order_seed)
 
     def _indexed(self) -> Iterator[Batch]:
-        assert isinstance(self.source, _Indexed)
+        assert isinstance(self.source, Indexed)
         positions = np.arange(self.source.n_samples) if self.chosen is None else self.chosen
         if self.order_seed is not None:
             positions = np.random.default_rng(self.order_seed).permutation(positions)
@@ -116,11 +132,11 @@ class Batches:
             yield self._checked(inputs, labels, rows)
 
     def _streamed(self) -> Iterator[Batch]:
-        assert not isinstance(self.source, _Indexed)
+        assert not isinstance(self.source, Indexed)
         start = 0
         with _repeatable(self.source, self.seed):
             for item in self.source:
-                inputs, labels = _split(item, self.name)
+                inputs, labels = split_labels(item, self.name)
                 batch = self._checked(inputs, labels, None, start)
                 start += len(batch)
                 if self.chosen is None:
@@ -131,10 +147,11 @@ class Batches:
                     yield batch.take(rows)
 
     def _checked(self, inputs: Any, labels: Any, rows: NDArray[np.int64] | None, start: int = 0) -> Batch:
-        tensors = _as_tensors(inputs, self.name)
-        n = _n_samples(tensors, self.name)
+        tensors = tensors_of(inputs, self.name)
+        n = count_samples(tensors, self.name)
+        token_mask(tensors, self.name)  # refused here if it does not fit
         positions = np.arange(start, start + n) if rows is None else rows
-        return Batch(tensors, _as_labels(labels, n, self.name), positions)
+        return Batch(tensors, labels_of(labels, n, self.name), positions)
 
     def _check_alike(self, first: Batch, batch: Batch, number: int) -> None:
         if input_shapes(batch.inputs) != input_shapes(first.inputs):
@@ -149,7 +166,7 @@ class Batches:
             )
 
     def _check_finite(self, inputs: Inputs, number: int) -> None:
-        for key, tensor in _items(inputs):
+        for key, tensor in items_of(inputs):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 where = f" (input {key!r})" if key else ""
                 raise NonFiniteError(
@@ -172,7 +189,8 @@ def as_batches(
     ----------
     data : Tensor, ndarray, (X, y), Dataset, DataLoader, or a re-iterable of batches
         X may be a mapping of such arrays; the model is then called with keywords, and the key
-        ``"labels"`` holds the labels unless y is given. A list is a re-iterable of batches.
+        ``"labels"``, ``"label"`` or ``"label_ids"`` holds the labels unless y is given. A ``Dataset`` is one of torch
+        or of Hugging Face. A list is a re-iterable of batches.
     name : str
         What the data is called in error messages: ``"known"`` or ``"unknown"``.
     batch_size : int
@@ -193,138 +211,29 @@ def as_batches(
     """
     if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
         raise InvalidDataError(f"The 'batch_size' parameter must be a positive integer. Got {batch_size!r}.")
-    source = _as_source(data, name, batch_size)
-    if isinstance(source, _Indexed) and source.n_samples == 0:
+    source = source_of(data, name, batch_size)
+    if isinstance(source, Indexed) and source.n_samples == 0:
         raise InvalidDataError(f"The {name} data is empty. Give at least two samples a class.")
     return Batches(source, name, batch_size, device, dtype, seed)
 
 
-def input_shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    """Return the shape of one sample, for each input; the key of a single tensor is empty."""
-    return {key: tuple(tensor.shape[1:]) for key, tensor in _items(inputs)}
+def input_shapes(inputs: Inputs) -> Shapes:
+    """Return the shape of one sample, for each input; the key of a single tensor is empty.
+
+    Where the data tells what is padding, the number of tokens is None: it may be another one in every batch.
+    """
+    n_tokens = n_tokens_of(inputs)
+
+    def shape_of(tensor: Tensor) -> tuple[int | None, ...]:
+        shape = tuple(tensor.shape[1:])
+        return (None, *shape[1:]) if n_tokens is not None and shape[:1] == (n_tokens,) else shape
+
+    return {key: shape_of(tensor) for key, tensor in items_of(inputs)}
 
 
-def shapes_text(shapes: dict[str, tuple[int, ...]]) -> str:
+def shapes_text(shapes: Shapes) -> str:
     """Write the shapes of one sample, for messages."""
-    return str(shapes[""]) if list(shapes) == [""] else str(shapes)
-
-
-@dataclass(frozen=True)
-class _Indexed:
-    """Data whose samples can be reached one by one."""
-
-    n_samples: int
-    take: Callable[[NDArray[np.int64]], tuple[Any, Any]]
-
-
-def _as_source(data: Any, name: str, batch_size: int) -> "_Indexed | Iterable[Any]":
-    if isinstance(data, Tensor | np.ndarray | Mapping | tuple):
-        inputs, labels = _split(data, name)
-        tensors = _as_tensors(inputs, name)
-        n = _n_samples(tensors, name)
-        known_labels = _as_labels(labels, n, name)
-
-        def take(rows: NDArray[np.int64]) -> tuple[Any, Any]:
-            chosen = None if known_labels is None else [known_labels[row] for row in rows]
-            return _take(tensors, rows), chosen
-
-        return _Indexed(n, take)
-    if isinstance(data, IterableDataset):
-        return DataLoader(data, batch_size=batch_size)
-    if isinstance(data, Dataset) and hasattr(data, "__len__"):
-        dataset: Any = data
-        return _Indexed(len(dataset), lambda rows: _split(default_collate([dataset[int(row)] for row in rows]), name))
-    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        if isinstance(data, Iterator):  # calling iter() would draw random numbers, and start a loader's workers
-            raise InvalidDataError(
-                f"The {name} data is a {type(data).__name__}, which can be run through only once, and several "
-                "passes are needed. Give a list, a Dataset or a DataLoader instead."
-            )
-        return data
-    raise InvalidDataError(
-        f"The {name} data must be a tensor, an array, a tuple (X, y), a Dataset, a DataLoader or a re-iterable "
-        f"of batches. Got {type(data).__name__} instead."
-    )
-
-
-def _split(item: Any, name: str) -> tuple[Any, Any]:
-    """Tell inputs and labels apart."""
-    if isinstance(item, list | tuple):
-        if len(item) not in (1, 2):
-            raise InvalidDataError(
-                f"The {name} data must come as X or (X, y). Got a {type(item).__name__} of {len(item)} parts; "
-                "put several inputs into a mapping."
-            )
-        inputs, labels = item if len(item) == 2 else (item[0], None)
-    else:
-        inputs, labels = item, None
-    if isinstance(inputs, Mapping):
-        labels = inputs.get(_LABELS_KEY) if labels is None else labels
-        inputs = {key: value for key, value in inputs.items() if key != _LABELS_KEY}
-    return inputs, labels
-
-
-def _as_tensors(inputs: Any, name: str) -> Inputs:
-    if isinstance(inputs, Mapping):
-        if not inputs:
-            raise InvalidDataError(f"The {name} data is a mapping without inputs.")
-        return {str(key): _as_tensor(value, name) for key, value in inputs.items()}
-    return _as_tensor(inputs, name)
-
-
-def _as_tensor(array: Any, name: str) -> Tensor:
-    if isinstance(array, np.ndarray) and array.dtype.kind in "biuf":
-        # Torch takes neither negative strides nor another byte order.
-        array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
-        array = torch.from_numpy(array if array.flags.writeable else array.copy())
-    if not isinstance(array, Tensor):
-        kind = f"array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise InvalidDataError(f"The {name} inputs must be tensors or numeric arrays. Got {kind} instead.")
-    if array.is_complex():
-        raise InvalidDataError(f"The {name} inputs are complex, which is not supported. Give real numbers.")
-    if array.ndim < 2 and array.is_floating_point():
-        raise InvalidDataError(
-            f"The {name} inputs must have the shape (n_samples, ...). Got shape {tuple(array.shape)}; "
-            "reshape a single feature to (n_samples, 1)."
-        )
-    return array.detach()
-
-
-def _n_samples(inputs: Inputs, name: str) -> int:
-    sizes = {key: tensor.shape[0] if tensor.ndim else 0 for key, tensor in _items(inputs)}
-    if len(set(sizes.values())) > 1:
-        raise InvalidDataError(f"The {name} inputs must have equally many samples. Got {sizes}.")
-    return next(iter(sizes.values()))
-
-
-def _as_labels(labels: Any, n: int, name: str) -> tuple[Label, ...] | None:
-    if labels is None:
-        return None
-    if isinstance(labels, Tensor | np.ndarray):
-        if labels.ndim != 1:
-            raise InvalidDataError(
-                f"The {name} labels must have the shape (n_samples,). Got shape {tuple(labels.shape)}."
-            )
-        labels = labels.tolist()
-    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
-        raise InvalidDataError(f"The {name} labels must be a sequence. Got {type(labels).__name__} instead.")
-    if len(labels) != n:
-        raise InvalidDataError(f"The {name} data has {n} samples but {len(labels)} labels.")
-    plain = tuple(label.item() if isinstance(label, np.generic | Tensor) else label for label in labels)
-    for label in plain:
-        if not isinstance(label, Hashable) or label is None or label != label:
-            raise InvalidDataError(f"The {name} labels must be hashable, not None and not NaN. Got {label!r}.")
-    return plain
-
-
-def _items(inputs: Inputs) -> Iterable[tuple[str, Tensor]]:
-    return [("", inputs)] if isinstance(inputs, Tensor) else inputs.items()
-
-
-def _take(inputs: Inputs, rows: NDArray[np.int64]) -> Inputs:
-    if isinstance(inputs, Tensor):
-        return inputs[torch.from_numpy(np.asarray(rows)).to(inputs.device)]
-    return {key: tensor[torch.from_numpy(np.asarray(rows)).to(tensor.device)] for key, tensor in inputs.items()}
+    return str(shapes[""] if list(shapes) == [""] else shapes).replace("None", "tokens")
 
 
 @contextmanager

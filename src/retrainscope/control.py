@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from retrainscope.tracing import copy_model
+from retrainscope.lending import copy_model
 
 __all__ = ["untrained_copy"]
 

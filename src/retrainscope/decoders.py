@@ -6,7 +6,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Standardise", "build_decoder"]
+__all__ = ["Standardise", "build_decoder", "is_per_token"]
 
 _LEAST_CHANNELS, _MOST_CHANNELS = 16, 48  # of hidden maps, at the input's width and when much narrower
 _HIDDEN = 256  # units of the hidden vectors
@@ -34,7 +34,7 @@ def build_decoder(activation_shape: tuple[int, ...], input_shape: tuple[int, ...
     nn.Module
         From (n_samples, *activation_shape) to (n_samples, *input_shape).
     """
-    if len(input_shape) == 2 and len(activation_shape) == 2 and activation_shape[0] == input_shape[0]:
+    if is_per_token(activation_shape, input_shape):
         return _dense(activation_shape[-1], input_shape[-1])
     if len(input_shape) not in (2, 3, 4):
         n_inputs = _product(input_shape)
@@ -49,6 +49,11 @@ def build_decoder(activation_shape: tuple[int, ...], input_shape: tuple[int, ...
         nn.Unflatten(1, seed_map),
         _upconvolutions(seed_map, input_shape),
     )
+
+
+def is_per_token(activation_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> bool:
+    """Tell whether a sequence is decoded token by token, so that its length does not matter."""
+    return len(input_shape) == 2 and len(activation_shape) == 2 and activation_shape[0] == input_shape[0]
 
 
 class Standardise(nn.Module):

@@ -1,6 +1,7 @@
 """`LayerDecoderProbe`: rebuild the input from a layer's activations with a decoder trained on known data."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from retrainscope.base import (
 from retrainscope.batches import Batch, Batches, Inputs, Label
 from retrainscope.checks import check_number
 from retrainscope.control import untrained_copy
-from retrainscope.decoders import Standardise, build_decoder
+from retrainscope.decoders import Standardise, build_decoder, is_per_token
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores
+from retrainscope.tokens import joined_tokens, layer_mask, tokens_second
 from retrainscope.tracing import run_layers
 
 __all__ = ["LayerDecoderProbe"]
@@ -41,11 +43,14 @@ class LayerDecoderProbe(LayerEstimator):
 
     All decoders, those of the control too, learn from one forward pass of each network a batch.
 
+    Where the data tells what is padding (``attention_mask``, ``key_padding_mask`` or ``lengths``), padding is neither
+    seen nor rebuilt, and the error of a sample is the mean over its real tokens.
+
     Parameters
     ----------
     model : nn.Module
         The trained network. It is only borrowed.
-    layers, head, input_layer
+    layers, head, input_layer, calls
         What to measure; see `find_layers`. With `input_layer`, its output is what is rebuilt.
     decoder : callable (activation_shape, input_shape) -> nn.Module, optional
         Makes the decoders; both shapes are those of one sample. None builds up-convolutions for maps,
@@ -99,6 +104,7 @@ class LayerDecoderProbe(LayerEstimator):
         layers: Iterable[str | type[nn.Module]] | None = None,
         head: str | None = None,
         input_layer: str | None = None,
+        calls: str | None = None,
         decoder: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] | None = None,
         max_epochs: int = 30,
         learning_rate: float = 2e-3,
@@ -112,6 +118,7 @@ class LayerDecoderProbe(LayerEstimator):
         self.layers = layers
         self.head = head
         self.input_layer = input_layer
+        self.calls = calls
         self.decoder = decoder
         self.max_epochs = max_epochs
         self.learning_rate = learning_rate
@@ -135,20 +142,22 @@ class LayerDecoderProbe(LayerEstimator):
         Returns
         -------
         Tensor of shape (n_samples, ...)
-            In the order of X.
+            In the order of X; NaN where there is padding.
         """
         rebuilt: list[Tensor] = []
         kind = _CONTROL if control else _MODEL
         with self._lent(X, layer) as (model, batches), torch.no_grad():
             place = self.layers_.names.index(layer)
             network = self._control(model) if control else model
-
-            def decode(_: str, output: Tensor) -> None:
-                rebuilt.append(self._target.undo(self.decoders_[kind][place](output)).cpu())
-
             for batch in progress_bar(batches, what=f"decoding {layer}", progress=self.progress):
-                run_layers(network, batch.inputs, [layer], decode)
-        return torch.cat(rebuilt)
+
+                def decode(_kind: str, at: int, seen: _Seen, batch: Batch = batch) -> None:
+                    if at == place:
+                        decoded = self._target.undo(self.decoders_[kind][place](seen.values))
+                        rebuilt.append(self._without_padding(decoded, batch.mask).cpu())
+
+                self._observe({kind: network}, batch, decode)
+        return joined_tokens(rebuilt)
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         check_number("max_epochs", self.max_epochs, whole=True)
@@ -174,6 +183,7 @@ class LayerDecoderProbe(LayerEstimator):
             layers=self.layers_.names,
             estimator=type(self).__name__,
             measure="squared error of the decoded input",
+            unit="input units squared, summed" + (", a token" if self._token_axes.get(self.input_layer or "") else ""),
             variance=self._input_variance,
             rng=rng,
         )
@@ -183,28 +193,39 @@ class LayerDecoderProbe(LayerEstimator):
 
     def _prepare(self, networks: dict[str, nn.Module], fitted: Batches) -> int:
         """Measure all scales in one pass, build the decoders, and return the number of batches."""
-        first = self._observe(networks, fitted.first(), lambda *_: None)
-        self._target = Standardise(first.shape[1:], by_channel=False)
-        shapes = [self.layers_.shapes[name] for name in self.layers_.names]
-        scales = {kind: [Standardise(shape) for shape in shapes] for kind in networks}
+        shapes: dict[int, tuple[int, ...]] = {}
+
+        def note_shape(_kind: str, place: int, seen: _Seen) -> None:
+            shapes[place] = tuple(seen.values.shape[1:])
+
+        self._one_length: tuple[str, int] | None = None
+        first = self._observe(networks, fitted.first(), note_shape)
+        input_shape = tuple(first.values.shape[1:])
+        if first.real is not None and self.decoder is None:
+            whole = [place for place, shape in shapes.items() if not is_per_token(shape, input_shape)]
+            self._one_length = (self.layers_.names[whole[0]], input_shape[0]) if whole else None
+        self._target = Standardise(input_shape, by_channel=False)
+        scales = {kind: [Standardise(shapes[place]) for place in sorted(shapes)] for kind in networks}
         varies, n_batches = False, 0
         for batch in fitted:
-            target = self._observe(networks, batch, lambda kind, place, output: scales[kind][place].update(output))
-            self._target.update(target)
-            varies = varies or bool((target != first.flatten()[0]).any())
+            target = self._observe(networks, batch, lambda kind, place, seen: scales[kind][place].update(seen.counted))
+            self._target.update(target.counted)
+            varies = varies or bool((target.counted != first.counted.flatten()[0]).any())
             n_batches += 1
         check_inputs_vary(varies)
         self._target.finish()
-        self._input_variance = float(self._target.std.square()) * first[0].numel()
+        n_elements = first.values.shape[-1] if first.real is not None else first.values[0].numel()
+        self._input_variance = float(self._target.std.square()) * n_elements
         make = self.decoder or build_decoder
         chains: dict[str, list[nn.Module]] = {kind: [] for kind in networks}
-        for place, shape in enumerate(shapes):
+        for place in sorted(shapes):
             for kind in networks:
                 torch.manual_seed(self._seed)  # the same start for a layer's two decoders
                 scales[kind][place].finish()
-                chains[kind].append(nn.Sequential(scales[kind][place], make(shape, tuple(first.shape[1:]))))
-        self.decoders_ = {kind: nn.ModuleList(chains[kind]).to(first.device) for kind in networks}
-        self._target.to(first.device)
+                chains[kind].append(nn.Sequential(scales[kind][place], make(shapes[place], input_shape)))
+        device = first.values.device
+        self.decoders_ = {kind: nn.ModuleList(chains[kind]).to(device) for kind in networks}
+        self._target.to(device)
         return n_batches
 
     def _train(
@@ -247,10 +268,11 @@ class LayerDecoderProbe(LayerEstimator):
         """Run every network once and return each decoder's mean squared error."""
         activations: dict[str, dict[int, Tensor]] = {kind: {} for kind in networks}
 
-        def keep(kind: str, place: int, output: Tensor) -> None:
-            activations[kind][place] = output.clone()
+        def keep(kind: str, place: int, seen: _Seen) -> None:
+            activations[kind][place] = seen.values.clone()
 
-        target = self._target(self._observe(networks, batch, keep))
+        rebuilt = self._observe(networks, batch, keep)
+        target, real = self._target(rebuilt.values), rebuilt.real
 
         def loss_of(decoder: nn.Module, activation: Tensor) -> Tensor:
             decoded = decoder(activation)
@@ -259,7 +281,7 @@ class LayerDecoderProbe(LayerEstimator):
                     f"A decoder turns {tuple(activation.shape)} into {tuple(decoded.shape)}, and the inputs have the "
                     f"shape {tuple(target.shape)}. Mend what decoder= makes."
                 )
-            return nn.functional.mse_loss(decoded, target)
+            return nn.functional.mse_loss(*((decoded, target) if real is None else (decoded[real], target[real])))
 
         return {
             kind: [loss_of(decoder, activations[kind][place]) for place, decoder in enumerate(self.decoders_[kind])]
@@ -274,14 +296,12 @@ class LayerDecoderProbe(LayerEstimator):
         ):
             rebuilt: dict[tuple[str, int], Tensor] = {}
 
-            def decode(kind: str, place: int, output: Tensor, rebuilt: Any = rebuilt) -> None:
-                rebuilt[kind, place] = self._target.undo(self.decoders_[kind][place](output))
+            def decode(kind: str, place: int, seen: _Seen, rebuilt: Any = rebuilt) -> None:
+                rebuilt[kind, place] = self._target.undo(self.decoders_[kind][place](seen.values))
 
-            target = self._observe(networks, batch, decode).float()
+            target = self._observe(networks, batch, decode)
             errors = [
-                (rebuilt[kind, place] - target).double().square().flatten(1).sum(dim=1)
-                for kind in networks
-                for place in range(len(self.layers_.names))
+                target.error_of(rebuilt[kind, place]) for kind in networks for place in range(len(self.layers_.names))
             ]
             labels: tuple[Label, ...] = batch.labels or (None,) * len(batch)
             new = moments_of(torch.stack(errors, dim=1), labels, counter.deal(labels))
@@ -290,23 +310,73 @@ class LayerDecoderProbe(LayerEstimator):
         return moments.ordered()
 
     def _observe(
-        self, networks: dict[str, nn.Module], batch: Batch, visit: Callable[[str, int, Tensor], None]
-    ) -> Tensor:
+        self, networks: dict[str, nn.Module], batch: Batch, visit: "Callable[[str, int, _Seen], None]"
+    ) -> "_Seen":
         """Run every network once on a batch, visit all outputs, and return what is to be rebuilt."""
+        mask = batch.mask
+        if self._one_length is not None and mask is not None and mask.shape[1] != self._one_length[1]:
+            layer, n_tokens = self._one_length
+            raise InvalidDataError(
+                f"The samples are padded to {n_tokens} tokens in one batch and to {mask.shape[1]} in another, but the "
+                f"layer {layer!r} has another number of tokens than the input, so its decoder needs one length. Pad "
+                "all samples to the same length (padding='max_length'), or leave the layer out of layers=."
+            )
         place = {name: i for i, name in enumerate(self.layers_.names)}
-        targets: list[Tensor] = []
+        targets: list[_Seen] = []
         for kind, network in networks.items():
 
             def sort(name: str, output: Tensor, kind: str = kind) -> None:
+                seen = _Seen.of(output, self._token_axes.get(name), mask)
                 if name in place:
-                    visit(kind, place[name], output)
-                elif kind == _MODEL:
-                    targets.append(output.clone())
+                    visit(kind, place[name], seen)
+                if name == self.input_layer and not targets:
+                    targets.append(replace(seen, values=seen.values.clone()))
 
             names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
             with torch.no_grad():
-                run_layers(network, batch.inputs, names, sort)
-        return targets[0] if targets else reference_inputs(batch.inputs)
+                run_layers(network, batch.inputs, names, sort, calls=self.calls)
+        return targets[0] if targets else _Seen.of(reference_inputs(batch.inputs), self._token_axes.get(""), mask)
+
+    def _without_padding(self, decoded: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None or self._token_axes.get(self.input_layer or "") is None:
+            return decoded
+        return decoded.masked_fill(~layer_mask(mask, decoded.shape[1])[..., None], torch.nan)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a decoder sees or rebuilds.
+
+    Attributes
+    ----------
+    values : Tensor of shape (n_samples, ...)
+        With tokens (n_samples, n_tokens, n_features), and zero in the place of padding.
+    real : Tensor of bool of shape (n_samples, n_tokens), or None
+        Which tokens are no padding; None where there are no tokens, or nothing is said of padding.
+    """
+
+    values: Tensor
+    real: Tensor | None
+
+    @classmethod
+    def of(cls, output: Tensor, axis: int | None, mask: Tensor | None) -> "_Seen":
+        if axis is None or mask is None:
+            return cls(output, None)
+        tokens = tokens_second(output, axis)
+        real = layer_mask(mask, tokens.shape[1])
+        return cls(torch.where(real[..., None], tokens, 0), real)
+
+    @property
+    def counted(self) -> Tensor:
+        """All values that count, as if of one sample where there is padding."""
+        return self.values if self.real is None else self.values[self.real][None]
+
+    def error_of(self, rebuilt: Tensor) -> Tensor:
+        """Return the squared error of each sample, summed; of tokens the mean of those that are real."""
+        squares = (rebuilt - self.values.float()).double().square()
+        if self.real is None:
+            return squares.flatten(1).sum(dim=1)
+        return torch.where(self.real, squares.sum(dim=2), 0).sum(dim=1) / self.real.sum(dim=1)
 
 
 def _split_positions(

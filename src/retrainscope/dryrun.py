@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,20 +11,48 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from retrainscope.batches import Inputs
-from retrainscope.tracing import batch_first, call_model, main_tensor
+from retrainscope.outputs import output_of
+from retrainscope.padding import n_tokens_of
+from retrainscope.tracing import call_model
 
-__all__ = ["DryRun", "dry_run", "first_samples", "is_inside", "measurable_modules"]
+__all__ = [
+    "DryRun",
+    "Shape",
+    "dry_run",
+    "first_samples",
+    "is_inside",
+    "measurable_modules",
+    "run_and_note",
+    "shape_of",
+]
+
+Shape = tuple[int, ...]
 
 
 @dataclass
 class DryRun:
-    """What happened when in a forward pass; times count events."""
+    """What happened when in a forward pass; times count events.
+
+    Attributes
+    ----------
+    ends : dict of str to list of int
+        When each module ended, at each of its calls.
+    flops : dict of str to list of int
+        Floating-point operations of the whole model up to then.
+    shapes : dict of str to tuple of int, or None
+        Of each module's output, at its last call; None where that is no tensor of real numbers.
+    uses : dict of str to int
+        When each parameter or buffer was first given to an operation.
+    users : dict of str to nn.Module
+        The module that was running then.
+    total_flops, now : int
+    """
 
     ends: dict[str, list[int]] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
+    flops: dict[str, list[int]] = field(default_factory=dict)
+    shapes: dict[str, Shape | None] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
     users: dict[str, nn.Module] = field(default_factory=dict)
-    flops: dict[str, int] = field(default_factory=dict)
     total_flops: int = 0
     now: int = 0
 
@@ -58,12 +85,13 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
     run, stack = DryRun(), [model]
     tensors = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     counter = FlopCounterMode(display=False)
+    n_tokens = n_tokens_of(inputs)
 
-    def left(name: str, module: nn.Module, output: Any) -> None:
+    def left(name: str, module: nn.Module, returned: Any) -> None:
         run.now += 1
         run.ends.setdefault(name, []).append(run.now)
-        run.shapes[name] = _shape_of(module, output)
-        run.flops[name] = counter.get_total_flops()
+        run.flops.setdefault(name, []).append(counter.get_total_flops())
+        run.shapes[name] = shape_of(module, returned, n_tokens)
         stack.pop()
 
     with ExitStack() as opened, torch.no_grad():
@@ -81,7 +109,7 @@ def _watched(
     module: nn.Module, name: str, entered: Callable[[nn.Module], None], left: Callable[[str, nn.Module, Any], None]
 ) -> Iterator[None]:
     before = module.register_forward_pre_hook(lambda *_: entered(module))
-    after = module.register_forward_hook(lambda module, _args, output: left(name, module, output))
+    after = module.register_forward_hook(lambda module, _args, returned: left(name, module, returned))
     try:
         yield
     finally:
@@ -89,19 +117,22 @@ def _watched(
         after.remove()
 
 
-def measurable_modules(model: nn.Module, run: DryRun, inputs: Inputs, n_samples: int, apart: list[str]) -> set[str]:
-    """Return the modules that run once and return a tensor with one row a sample.
+def measurable_modules(
+    model: nn.Module, run: DryRun, inputs: Inputs, n_samples: int, apart: list[str], *, reused: bool
+) -> set[str]:
+    """Return the modules that return a tensor with one row a sample, and run once unless `reused` ones count too.
 
     Those that are, hold or belong to what is `apart` are left out. A second run with one sample less tells which
     dimension the samples are.
     """
-    fewer: dict[str, tuple[int, ...] | None] = {}
-    with ExitStack() as opened, torch.no_grad():
-        for name, module in model.named_modules(remove_duplicate=False):
-            left = partial(_note_shape, fewer)
-            opened.enter_context(_watched(module, name, lambda _: None, left))
-        if n_samples > 1:
-            call_model(model, first_samples(inputs, n_samples - 1))
+    fewer: dict[str, Shape | None] = {}
+    n_tokens = n_tokens_of(inputs)
+    if n_samples > 1:
+        run_and_note(
+            model,
+            first_samples(inputs, n_samples - 1),
+            lambda name, module, returned: fewer.update({name: shape_of(module, returned, n_tokens)}),
+        )
 
     def has_rows(name: str) -> bool:
         shape, other = run.shapes[name], fewer.get(name)
@@ -112,17 +143,22 @@ def measurable_modules(model: nn.Module, run: DryRun, inputs: Inputs, n_samples:
     return {
         name
         for name, ends in run.ends.items()
-        if name and len(ends) == 1 and has_rows(name) and not _touches(name, apart)
+        if name and (reused or len(ends) == 1) and has_rows(name) and not _touches(name, apart)
     }
 
 
-def _note_shape(shapes: dict[str, tuple[int, ...] | None], name: str, module: nn.Module, output: Any) -> None:
-    shapes[name] = _shape_of(module, output)
+def run_and_note(model: nn.Module, inputs: Inputs, note: Callable[[str, nn.Module, Any], None]) -> None:
+    """Run a borrowed model to its end and call note(name, module, returned) whenever a module has run."""
+    with ExitStack() as opened, torch.no_grad():
+        for name, module in model.named_modules(remove_duplicate=False):
+            opened.enter_context(_watched(module, name, lambda _: None, note))
+        call_model(model, inputs)
 
 
-def _shape_of(module: nn.Module, output: Any) -> tuple[int, ...] | None:
-    tensor = main_tensor(output)
-    return None if tensor is None else tuple(batch_first(module, tensor).shape)
+def shape_of(module: nn.Module, returned: Any, n_tokens: int | None = None) -> Shape | None:
+    """Return the shape of a module's output; None where that is no tensor of real numbers."""
+    output = output_of(module, returned, n_tokens)
+    return None if output is None or output.is_complex() else tuple(output.shape)
 
 
 def _touches(name: str, apart: Iterable[str]) -> bool:

@@ -8,7 +8,8 @@ from torch import nn
 
 from retrainscope.advice import RETRAIN, UNDECIDED, Recommendation
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError
-from retrainscope.tracing import model_place, named_layers
+from retrainscope.lending import model_place
+from retrainscope.tracing import named_layers
 
 __all__ = ["train_only"]
 

@@ -17,7 +17,7 @@ from retrainscope.checks import check_choice, check_number
 from retrainscope.control import untrained_copy
 from retrainscope.descent import Descent
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
-from retrainscope.reconstruction import InputSpace, Inversion, invert_batches, true_inputs
+from retrainscope.reconstruction import InputSpace, Inversion, invert_batches, real_inputs, true_inputs
 from retrainscope.scores import LayerScores
 from retrainscope.tracing import run_layers
 
@@ -32,6 +32,9 @@ class GradientInverter(LayerEstimator):
     same architecture that was never trained: random weights invert too, sometimes better, so only the
     difference speaks. Each sample costs `max_iter` passes forward and backward for each layer, twice.
 
+    Where the data tells what is padding (``attention_mask``, ``key_padding_mask`` or ``lengths``), padding is neither
+    sought nor compared, and the error of a sample is the mean over its real tokens.
+
     Use it to see what a layer keeps of its input, and for the upper layers of a network. In the lower ones its
     need did not tell unknown classes from known ones where that was measured (eight layers, MNIST); in the upper
     ones it did, though less surely than `ActivationSpread`, which costs one pass (docs/inversion.md).
@@ -40,7 +43,7 @@ class GradientInverter(LayerEstimator):
     ----------
     model : nn.Module
         The trained network. It is only borrowed.
-    layers, head, input_layer
+    layers, head, input_layer, calls
         What to measure; see `find_layers`. With `input_layer`, its output is what is rebuilt.
     error : {"input", "feature"}
         The measure: the squared error of the input, or that of the activations relative to their squared norm.
@@ -97,6 +100,7 @@ class GradientInverter(LayerEstimator):
         layers: Iterable[str | type[nn.Module]] | None = None,
         head: str | None = None,
         input_layer: str | None = None,
+        calls: str | None = None,
         error: str = "input",
         optimizer: str = "lbfgs",
         max_iter: int = 100,
@@ -120,6 +124,7 @@ class GradientInverter(LayerEstimator):
         self.layers = layers
         self.head = head
         self.input_layer = input_layer
+        self.calls = calls
         self.error = error
         self.optimizer = optimizer
         self.max_iter = max_iter
@@ -179,19 +184,24 @@ class GradientInverter(LayerEstimator):
         """Yield what is to be rebuilt of all samples, also of those that are not inverted; their layers are finite."""
         for batch in batches:
             with torch.no_grad():
-                run_layers(model, batch.inputs, self.layers_.names, lambda *_: None)
-            yield true_inputs(model, batch.inputs, self.input_layer)
+                run_layers(model, batch.inputs, self.layers_.names, lambda *_: None, calls=self.calls)
+            yield real_inputs(true_inputs(model, batch.inputs, self.input_layer, self.calls), batch, self._input_axis)
+
+    @property
+    def _input_axis(self) -> int | None:
+        return self._token_axes.get(self.input_layer or "")
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         known, unknown = self.known_errors_, self._errors(model, batches)
         of_input = self.error == "input"
+        unit = "input units squared, summed" + (", a token" if self._input_axis else "")
         return score_errors(
             known,
             unknown,
             layers=self.layers_.names,
             estimator=type(self).__name__,
             measure=f"squared error of the {'input' if of_input else 'activations'} after {self.max_iter} steps",
-            unit="input units squared, summed" if of_input else "relative to their squared norm",
+            unit=unit if of_input else "relative to their squared norm",
             variance=self.input_space_.variance if of_input else 1.0,
             rng=rng,
         )
@@ -237,6 +247,8 @@ class GradientInverter(LayerEstimator):
             descent=self._descent,
             seed=self._seed,
             input_layer=self.input_layer,
+            calls=self.calls,
+            token_axes=self._token_axes,
             progress=self.progress,
             what=what,
         )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from retrainscope.batches import Batch, as_batches
 from retrainscope.dryrun import DryRun, dry_run, first_samples, is_inside, measurable_modules
 from retrainscope.exceptions import LayerNotFoundError, LayerNotRunError, ReusedLayerError, UnsupportedModelError
-from retrainscope.tracing import borrow, model_place, named_layers, run_layers
+from retrainscope.lending import borrow, model_place
+from retrainscope.tokens import find_token_axes, unclear_tokens
+from retrainscope.tracing import check_calls, named_layers, run_layers
 
 __all__ = ["Layers", "find_layers"]
 
@@ -46,6 +48,9 @@ class Layers:
         Floating-point operations of one sample's forward pass up to each layer, from the layer before.
     unused : tuple of str
         Parameters that the forward pass does not use.
+    token_axes : dict of str to int
+        For data that tells what is padding (``attention_mask``, ``key_padding_mask`` or ``lengths``): the axis that
+        the tokens are along, for each layer and the input layer; those that pool the tokens are not in it.
     """
 
     names: tuple[str, ...]
@@ -56,6 +61,7 @@ class Layers:
     n_parameters: dict[str, int]
     flops: dict[str, int]
     unused: tuple[str, ...]
+    token_axes: dict[str, int] = field(default_factory=dict)
 
 
 def find_layers(
@@ -65,6 +71,7 @@ def find_layers(
     layers: Iterable[str | type[nn.Module]] | None = None,
     head: str | None = None,
     input_layer: str | None = None,
+    calls: str | None = None,
 ) -> Layers:
     """Find the layers of a model to measure, by one dry run on a few samples.
 
@@ -87,6 +94,9 @@ def find_layers(
         The module that produces the output. None takes the last one with weights that runs.
     input_layer : str, optional
         The module whose output stands for the input (an embedding); it is no layer to measure.
+    calls : {"first", "last", "sum"}, optional
+        What counts of a layer that runs several times in a forward pass: its first or last output, or the sum of
+        them. None takes no such layer by default, and refuses those asked for.
 
     Returns
     -------
@@ -95,7 +105,7 @@ def find_layers(
     Raises
     ------
     LayerNotFoundError, LayerNotRunError, ReusedLayerError
-        If a layer does not exist, does not run, or runs more than once.
+        If a layer does not exist, does not run, or runs more than once and `calls` is None.
     UnsupportedModelError
         If the model has no parameters or no layer besides its head.
 
@@ -108,10 +118,11 @@ def find_layers(
     >>> found.names, found.head, found.parameters["0"]
     (('0',), '2', ('0.weight', '0.bias'))
     """
+    check_calls(calls)
     device, dtype = model_place(model)
     batches = as_batches(example, name="example", batch_size=_DRY_RUN_SAMPLES, device=device, dtype=dtype)
     with borrow(model):
-        return layers_of(model, batches.first(), layers=layers, head=head, input_layer=input_layer)
+        return layers_of(model, batches.first(), layers=layers, head=head, input_layer=input_layer, calls=calls)
 
 
 def layers_of(
@@ -121,6 +132,7 @@ def layers_of(
     layers: Iterable[str | type[nn.Module]] | None,
     head: str | None,
     input_layer: str | None,
+    calls: str | None,
 ) -> Layers:
     """Find the layers of a borrowed model."""
     asked = None if layers is None else _asked(model, [layers] if isinstance(layers, str) else [*layers])
@@ -132,31 +144,38 @@ def layers_of(
     run = dry_run(model, inputs)
     head = head or _find_head(model, run)
     apart = [name for name in (head, input_layer) if name is not None]
-    measurable = measurable_modules(model, run, inputs, n_samples, apart)
+    measurable = measurable_modules(model, run, inputs, n_samples, apart, reused=calls is not None)
+    candidates = measurable if asked is None else set(asked)
+    candidates = candidates if input_layer is None else candidates | {input_layer}
+    token_axes, unclear = find_token_axes(model, inputs, {name: run.shapes.get(name) for name in candidates})
     if asked is None:
-        names = _default_layers(model, run, apart, measurable)
+        names = _default_layers(model, run, apart, measurable - unclear)
     else:
-        names = tuple(name for name, exactly in asked.items() if exactly or name in measurable)
-    _check_runs(run, names, head)
-    names = tuple(sorted(names, key=lambda name: run.ends[name][0]))
+        names = tuple(name for name, exactly in asked.items() if exactly or name in measurable - unclear)
+    _check_runs(run, names, head, reused=calls is not None)
+    for name in (*names, input_layer):
+        if name is not None and name in unclear:
+            raise unclear_tokens(name, run.shapes[name])
+    last = -1 if calls in ("last", "sum") else 0  # the call after which a layer's output is there
+    names = tuple(sorted(names, key=lambda name: run.ends[name][last]))
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note_shape(name: str, output: Tensor) -> None:
         shapes[name] = tuple(output.shape[1:])
 
     with torch.no_grad():
-        run_layers(model, inputs, names, note_shape)
+        run_layers(model, inputs, names, note_shape, calls=calls)
         if asked is not None and n_samples > 1:  # refuses by name what has its samples elsewhere
-            run_layers(model, first_samples(inputs, n_samples - 1), names, lambda *_: None)
+            run_layers(model, first_samples(inputs, n_samples - 1), names, lambda *_: None, calls=calls)
     parameters = dict(model.named_parameters())
     inside = {name: set(module.modules()) for name, module in named_layers(model, (*names, head)).items()}
-    owners = _owners(run, names, head, inside)
+    owners = _owners(run, {name: run.ends[name][last] for name in names}, head, inside)
 
     def owned(tensors: Iterable[str]) -> dict[str, tuple[str, ...]]:
         return {name: tuple(t for t in tensors if owners.get(t) == name) for name in (*names, head)}
 
     owned_parameters = owned(parameters)
-    flops = [run.flops[name] // n_samples for name in names]
+    flops = [run.flops[name][last] // n_samples for name in names]
     return Layers(
         names=names,
         shapes={name: shapes[name] for name in names},
@@ -172,6 +191,7 @@ def layers_of(
             )
         ),
         unused=tuple(name for name in parameters if name not in run.uses),
+        token_axes={name: axis for name, axis in token_axes.items() if name in (*names, input_layer)},
     )
 
 
@@ -276,7 +296,7 @@ def _own_parameters(name: str, module: nn.Module) -> list[nn.Parameter]:
     return own + list(module.get_submodule("parametrizations").parameters()) if is_parametrized(module) else own
 
 
-def _check_runs(run: DryRun, names: tuple[str, ...], head: str) -> None:
+def _check_runs(run: DryRun, names: tuple[str, ...], head: str, *, reused: bool) -> None:
     if not names:
         raise LayerNotFoundError(
             "The 'layers' parameter must name at least one layer below the head that runs once and returns a tensor. "
@@ -298,7 +318,7 @@ def _check_runs(run: DryRun, names: tuple[str, ...], head: str) -> None:
             raise LayerNotRunError(
                 f"The layer {name!r} does not run in the forward pass. Leave it out, or name a module that is called."
             )
-    for name in names:
+    for name in () if reused else names:
         _check_runs_once(run, name)
 
 
@@ -306,17 +326,21 @@ def _check_runs_once(run: DryRun, name: str) -> None:
     if len(run.ends[name]) > 1:
         raise ReusedLayerError(
             f"The layer {name!r} runs {len(run.ends[name])} times in one forward pass, so its output is not "
-            "one thing. Name the modules around it that run once with layers=."
+            "one thing. Name the modules around it that run once with layers=, or say with calls= whether the first, "
+            "the last or the sum counts."
         )
 
 
-def _owners(run: DryRun, names: tuple[str, ...], head: str, inside: dict[str, set[nn.Module]]) -> dict[str, str]:
-    """Give each parameter and buffer that is used to a layer; `inside` tells the modules of each layer."""
+def _owners(run: DryRun, ends: dict[str, int], head: str, inside: dict[str, set[nn.Module]]) -> dict[str, str]:
+    """Give each parameter and buffer that is used to a layer.
+
+    `ends` tells when each layer's output is there, in this order; `inside` the modules of each.
+    """
     owners: dict[str, str] = {}
     previous = None
     for tensor, time in run.uses.items():  # in the order of use
         user = run.users[tensor]
-        owner = next((name for name in names if run.ends[name][0] >= time), head)
+        owner = next((name for name, end in ends.items() if end >= time), head)
         if user in inside[head]:
             owner = head
         elif previous is not None and user not in inside[owner] and _is_norm(user):

@@ -16,9 +16,9 @@ from retrainscope.base import LayerEstimator, check_same_shape
 from retrainscope.batches import Batch, as_batches, input_shapes
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.layers import Layers
+from retrainscope.lending import borrow, model_place
 from retrainscope.scores import LayerScores
 from retrainscope.spread import ActivationSpread
-from retrainscope.tracing import borrow, model_place
 
 __all__ = ["DEFAULT_THRESHOLD", "combine", "recommend_layers"]
 
@@ -35,6 +35,7 @@ def recommend_layers(
     layers: Iterable[str | type[nn.Module]] | None = None,
     head: str | None = None,
     input_layer: str | None = None,
+    calls: str | None = None,
     threshold: float | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
@@ -57,7 +58,7 @@ def recommend_layers(
         undecided), better fifty. Without labels less can be said.
     estimators : sequence of unfitted LayerEstimator, optional
         Made for the same model. None measures with `ActivationSpread` alone, which is fast.
-    layers, head, input_layer
+    layers, head, input_layer, calls
         What to measure; see `find_layers`. With `estimators`, give these to the estimators.
     threshold : float, optional
         In nats. None is 0.15.
@@ -93,14 +94,17 @@ def recommend_layers(
                 layers=layers,
                 head=head,
                 input_layer=input_layer,
+                calls=calls,
                 batch_size=batch_size,
                 device=device,
                 random_state=random_state,
                 progress=progress,
             )
         ]
-    elif layers is not None or head is not None or input_layer is not None:
-        raise InvalidDataError("With estimators=, give layers, head and input_layer to the estimators themselves.")
+    elif any(option is not None for option in (layers, head, input_layer, calls)):
+        raise InvalidDataError(
+            "With estimators=, give layers, head, input_layer and calls to the estimators themselves."
+        )
     _check_estimators(estimators, model)
     home, dtype = model_place(model)
     known_batches, unknown_batches = (

@@ -1,6 +1,6 @@
 """Rebuild the inputs of a network from its activations: `invert_layers`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,16 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrainscope.base import autograd_on, check_inputs_vary, reference_inputs, seed_of
+from retrainscope.base import (
+    autograd_on,
+    check_inputs_vary,
+    floating_inputs,
+    input_axes,
+    reference_inputs,
+    seed_of,
+)
 from retrainscope.batches import Batch, Batches, Inputs, as_batches
 from retrainscope.checks import check_device
 from retrainscope.descent import Descent, NoGradientError, Path, descend
+from retrainscope.dryrun import first_samples
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.lending import borrow, model_place
+from retrainscope.padding import token_mask
 from retrainscope.progress import progress_bar
-from retrainscope.tracing import borrow, gradient_break, model_place, named_layers, replace_output, run_layers
+from retrainscope.tokens import broad_mask, find_token_axes, joined_tokens, real_tokens, unclear_tokens
+from retrainscope.tracing import check_calls, gradient_break, named_layers, replace_output, run_layers
 
-__all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_layers", "true_inputs"]
+__all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_layers", "real_inputs", "true_inputs"]
 
+_DRY_RUN_SAMPLES = 4
 _EDGE = 1e-8  # keeps the slope of the total variation finite where neighbours are equal
 
 Features = Callable[[Tensor, Tensor], Tensor]
@@ -31,9 +43,10 @@ class Inversion:
     Attributes
     ----------
     inputs : Tensor of shape (n_samples, ...)
-        The rebuilt inputs: of all that the descent passed, those with the lowest loss.
+        The rebuilt inputs: of all that the descent passed, those with the lowest loss. NaN where there is padding.
     input_error : Tensor of shape (n_samples,)
-        Squared error against the true input, summed over its elements, in the input's units squared.
+        Squared error against the true input, summed over its elements, in the input's units squared; with padding,
+        the mean over the real tokens of what is summed over a token's elements.
     feature_error : Tensor of shape (n_samples,)
         Squared error of the activations divided by their squared norm.
     losses : Tensor of shape (n_samples, max_iter)
@@ -102,6 +115,7 @@ def invert_layers(
     low: float | None = None,
     high: float | None = None,
     input_layer: str | None = None,
+    calls: str | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -122,6 +136,8 @@ def invert_layers(
         The range of the input; None: the lowest and the highest value of X.
     input_layer : str, optional
         The module whose output is rebuilt instead of the model's input.
+    calls : {"first", "last", "sum"}, optional
+        What counts of a layer that runs several times; see `find_layers`.
     batch_size : int
         Samples inverted at once. It does not change the result.
     device : device, optional
@@ -154,6 +170,7 @@ def invert_layers(
     >>> bool(found["2"].input_error.max() < 0.001)
     True
     """
+    check_calls(calls)
     descent = Descent() if descent is None else descent
     seed = seed_of(random_state)
     home, dtype = model_place(model)
@@ -162,13 +179,26 @@ def invert_layers(
     named_layers(model, names if input_layer is None else [*names, input_layer])
     batches = as_batches(X, name="given", batch_size=batch_size, device=place, dtype=dtype, seed=seed % 2**32)
     with autograd_on(), borrow(model, device=device, seed=seed) as lent:
-        space = InputSpace.of(true_inputs(lent, batch.inputs, input_layer) for batch in batches)
+        token_axes = _token_axes(lent, batches.first(), names, input_layer, calls)
+        axis = token_axes.get(input_layer or "")
+        space = InputSpace.of(
+            real_inputs(true_inputs(lent, batch.inputs, input_layer, calls), batch, axis) for batch in batches
+        )
         low, high = space.low if low is None else float(low), space.high if high is None else float(high)
         if not low < high:
             raise InvalidDataError(f"The range of the input must have low < high. Got {low:g} and {high:g}.")
         space = InputSpace(low, high, space.mean, space.std, space.variance)
         return invert_batches(
-            lent, batches, names, space=space, descent=descent, seed=seed, input_layer=input_layer, progress=progress
+            lent,
+            batches,
+            names,
+            space=space,
+            descent=descent,
+            seed=seed,
+            input_layer=input_layer,
+            calls=calls,
+            token_axes=token_axes,
+            progress=progress,
         )
 
 
@@ -181,6 +211,8 @@ def invert_batches(
     descent: Descent,
     seed: int,
     input_layer: str | None,
+    calls: str | None,
+    token_axes: Mapping[str, int],
     progress: bool | None,
     what: str = "inverting",
 ) -> dict[str, Inversion]:
@@ -200,18 +232,26 @@ def invert_batches(
                 bar.set_postfix(error=f"{float(losses.nanmean()):.2g}", refresh=False)
 
         for batch in batches:
-            true = true_inputs(network, batch.inputs, input_layer)
+            true = true_inputs(network, batch.inputs, input_layer, calls)
+            axis, mask = token_axes.get(input_layer or ""), batch.mask
+            real = None if axis is None or mask is None else broad_mask(true, axis, mask)
             with torch.no_grad():
-                run_layers(network, batch.inputs, layers, lambda *_: None)  # all finite, and all run
+                run_layers(network, batch.inputs, layers, lambda *_: None, calls=calls)  # all finite, and all run
             for layer in layers:
-                features_of = _features(network, batch.inputs, layer, input_layer)
+                features_of = _features(
+                    network, batch.inputs, layer, input_layer, calls=calls, axis=token_axes.get(layer)
+                )
+                if real is not None:
+                    features_of = _of_real(features_of, true, real)
                 starts = (
                     space.start(true.shape[1:], batch.positions, seed, restart).to(true.device)
                     for restart in range(descent.n_init)
                 )
                 before = bar.n
                 try:
-                    found = invert(features_of, true, starts, space=space, descent=descent, seed=seed, report=report)
+                    found = invert(
+                        features_of, true, starts, space=space, descent=descent, seed=seed, real=real, report=report
+                    )
                 except NoGradientError as error:
                     raise _refusal(network, layer, features_of, true) from error
                 parts[layer].append(found)
@@ -228,13 +268,37 @@ def _refusal(network: nn.Module, layer: str, features_of: Features, true: Tensor
     )
 
 
-def true_inputs(network: nn.Module, inputs: Inputs, input_layer: str | None) -> Tensor:
+def _token_axes(
+    network: nn.Module, first: Batch, layers: Sequence[str], input_layer: str | None, calls: str | None
+) -> dict[str, int]:
+    """Find the axes of tokens in the outputs of layers, by a few samples."""
+    inputs, shapes = first_samples(first.inputs, _DRY_RUN_SAMPLES), dict[str, tuple[int, ...]]()
+    names = [*layers] if input_layer is None else [input_layer, *layers]
+    with torch.no_grad():
+        run_layers(network, inputs, names, lambda name, out: shapes.update({name: tuple(out.shape)}), calls=calls)
+    axes, unclear = find_token_axes(network, inputs, shapes)
+    if unclear:
+        raise unclear_tokens(min(unclear), shapes[min(unclear)])
+    return axes if input_layer is not None else {**axes, **input_axes(first.inputs)}
+
+
+def _of_real(features_of: Features, true: Tensor, real: Tensor) -> Features:
+    """Keep padding what it is: only real tokens are sought."""
+    return lambda values, rows: features_of(torch.where(real[rows], values, true[rows]), rows)
+
+
+def real_inputs(values: Tensor, batch: Batch, axis: int | None) -> Tensor:
+    """Return what counts of the inputs: all, or the real tokens, of shape (n_real, n_features)."""
+    return values if axis is None or batch.mask is None else real_tokens(values, axis, batch.mask)
+
+
+def true_inputs(network: nn.Module, inputs: Inputs, input_layer: str | None, calls: str | None = None) -> Tensor:
     """Return what is to be rebuilt: the floating input, or the output of the input layer."""
     if input_layer is None:
         return reference_inputs(inputs)
     found: list[Tensor] = []
     with torch.no_grad():
-        run_layers(network, inputs, [input_layer], lambda _, output: found.append(output.clone()))
+        run_layers(network, inputs, [input_layer], lambda _, output: found.append(output.clone()), calls=calls)
     return found[0]
 
 
@@ -246,6 +310,7 @@ def invert(
     space: InputSpace,
     descent: Descent,
     seed: int = 0,
+    real: Tensor | None = None,
     report: Callable[[int, Tensor], None] = lambda *_: None,
 ) -> Inversion:
     """Rebuild inputs from their features; see `Descent` for what is minimised.
@@ -263,6 +328,9 @@ def invert(
     descent : Descent
     seed : int
         For the jitter.
+    real : Tensor of bool, optional
+        What of the inputs is no padding; it has their axes, of length 1 but for samples and tokens. The input error
+        is then a token's, and padding is NaN in what is rebuilt.
     report : callable (n_steps, losses) -> None
         Told how far it is, now and then.
 
@@ -291,9 +359,14 @@ def invert(
     with torch.no_grad():
         target = _wide(features_of(inputs, every).flatten(1))
         difference = _wide(features_of(best.inputs.to(inputs.dtype), every).flatten(1)) - target
+    rebuilt, squares = best.inputs, (best.inputs - inputs).double().square()
+    input_error = squares.flatten(1).sum(dim=1)
+    if real is not None:
+        rebuilt = rebuilt.masked_fill(~real, torch.nan)
+        input_error = squares.masked_fill(~real, 0).flatten(1).sum(dim=1) / real.flatten(1).sum(dim=1)
     return Inversion(
-        inputs=best.inputs.cpu(),
-        input_error=(best.inputs - inputs).double().square().flatten(1).sum(dim=1).cpu(),
+        inputs=rebuilt.cpu(),
+        input_error=input_error.cpu(),
         feature_error=(_square(difference) / _scale(target)).cpu(),
         losses=best.losses.cpu(),
         n_iter=best.n_iter.cpu(),
@@ -376,13 +449,17 @@ class _FeatureLoss:
         return priors
 
 
-def _features(network: nn.Module, inputs: Inputs, layer: str, input_layer: str | None) -> Features:
+def _features(
+    network: nn.Module, inputs: Inputs, layer: str, input_layer: str | None, *, calls: str | None, axis: int | None
+) -> Features:
+    mask = token_mask(inputs) if axis is not None else None
+
     def features_of(values: Tensor, rows: Tensor) -> Tensor:
         found: list[Tensor] = []
 
         def run(batch: Inputs) -> None:
             # Nothing runs after the layer, so its output need not be cloned.
-            run_layers(network, batch, [layer], lambda _, output: found.append(output), check_finite=False)
+            run_layers(network, batch, [layer], lambda _, out: found.append(out), calls=calls, check_finite=False)
 
         if input_layer is not None:
             with replace_output(network, input_layer, values):
@@ -391,7 +468,9 @@ def _features(network: nn.Module, inputs: Inputs, layer: str, input_layer: str |
             run(values)
         else:
             run({**_rows_of(inputs, rows), _floating_key(inputs): values})
-        return found[0]
+        if mask is None or axis is None:
+            return found[0]
+        return torch.where(broad_mask(found[0], axis, mask[rows]), found[0], 0)
 
     return features_of
 
@@ -403,7 +482,7 @@ def _rows_of(inputs: Any, rows: Tensor) -> Any:
 
 
 def _floating_key(inputs: dict[str, Tensor]) -> str:
-    keys = [key for key, tensor in inputs.items() if tensor.is_floating_point()]
+    keys = [*floating_inputs(inputs)]
     if len(keys) != 1:
         raise InvalidDataError(
             f"GradientInverter rebuilds one floating-point input. Got {', '.join(keys)}; name one module's output "
@@ -426,7 +505,7 @@ def _better(first: Path, second: Path) -> Path:
 
 def _joined(parts: Sequence[Inversion]) -> Inversion:
     return Inversion(
-        **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Inversion)}
+        **{field.name: joined_tokens([getattr(part, field.name) for part in parts]) for field in fields(Inversion)}
     )
 
 

@@ -20,6 +20,7 @@ from retrainscope.checks import check_number
 from retrainscope.moments import ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores, Measured, score
+from retrainscope.tokens import mean_over_tokens
 from retrainscope.tracing import run_layers
 
 __all__ = ["ActivationSpread"]
@@ -43,6 +44,9 @@ class ActivationSpread(LayerEstimator):
     If every unknown class is a known one (another domain), the known data is measured on those classes alone.
     The intervals are about samples: they take the classes as given, and samples as independent.
 
+    Where the data tells what is padding (``attention_mask``, ``key_padding_mask`` or ``lengths``), a sample's
+    activations are the mean over its real tokens; without it, a sequence is compared place by place.
+
     Parameters
     ----------
     model : nn.Module
@@ -53,6 +57,8 @@ class ActivationSpread(LayerEstimator):
         The module that produces the output.
     input_layer : str, optional
         The module whose output stands for the input where that is discrete (an embedding).
+    calls : {"first", "last", "sum"}, optional
+        What counts of a layer that runs several times; see `find_layers`.
     max_features : int
         A layer with more features is measured on that many of them, drawn once at random: both variances
         are sums over features, so their ratio stays what it is but for the sampling. Memory for each of
@@ -100,6 +106,7 @@ class ActivationSpread(LayerEstimator):
         layers: Iterable[str | type[nn.Module]] | None = None,
         head: str | None = None,
         input_layer: str | None = None,
+        calls: str | None = None,
         max_features: int = 4096,
         batch_size: int = 256,
         device: str | torch.device | None = None,
@@ -110,6 +117,7 @@ class ActivationSpread(LayerEstimator):
         self.layers = layers
         self.head = head
         self.input_layer = input_layer
+        self.calls = calls
         self.max_features = max_features
         self.batch_size = batch_size
         self.device = device
@@ -141,7 +149,11 @@ class ActivationSpread(LayerEstimator):
             for batch in progress_bar(
                 batches, what=f"activations of {layer}", progress=self.progress, total=batches.n_batches
             ):
-                run_layers(model, batch.inputs, [layer], lambda _, out: collected.append(out.flatten(1).float().cpu()))
+
+                def collect(name: str, output: Tensor, mask: Tensor | None = batch.mask) -> None:
+                    collected.append(self._features(name, output, mask).float().cpu())
+
+                run_layers(model, batch.inputs, [layer], collect, calls=self.calls)
         features = torch.cat(collected).numpy().astype(np.float64)
         if min(features.shape) > 50:  # as the authors of t-SNE advise, for speed and against noise
             features = PCA(50, random_state=self._seed).fit_transform(features)
@@ -201,16 +213,25 @@ class ActivationSpread(LayerEstimator):
             labels: tuple[Label, ...] = batch.labels or (None,) * len(batch)
             groups = counter.deal(labels)
 
-            def add(name: str, output: Tensor, labels: Any = labels, groups: Any = groups) -> None:
+            mask = batch.mask
+
+            def add(name: str, output: Tensor, mask: Any = mask, labels: Any = labels, groups: Any = groups) -> None:
+                features = self._features(name, output, mask)
                 name = _INPUT if name == self.input_layer else name
-                new = moments_of(self._drawn(name, output.flatten(start_dim=1)), labels, groups)
+                new = moments_of(self._drawn(name, features), labels, groups)
                 moments[name] = moments[name].merge(new) if name in moments else new
 
             if self.input_layer is None:
                 add(_INPUT, reference_inputs(batch.inputs))
             with torch.no_grad():
-                run_layers(model, batch.inputs, names, add, where=f"batch {number} of the {batches.name} data")
+                where = f"batch {number} of the {batches.name} data"
+                run_layers(model, batch.inputs, names, add, calls=self.calls, where=where)
         return {name: summed.ordered() for name, summed in moments.items()}
+
+    def _features(self, name: str, output: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what is measured of an output, of shape (n_samples, n_features)."""
+        axis = self._token_axes.get(name)
+        return output.flatten(1) if axis is None or mask is None else mean_over_tokens(output, axis, mask)
 
     def _drawn(self, layer: str, features: Tensor) -> Tensor:
         """Return the features to measure: all, or the same random ones at every call."""

@@ -1,0 +1,155 @@
+"""A user's model, lent for measuring and given back bit for bit: `borrow`."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from retrainscope.exceptions import UnsupportedModelError
+
+__all__ = ["borrow", "copy_model", "model_place"]
+
+
+@contextmanager
+def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: int = 0) -> Iterator[nn.Module]:
+    """Lend a model for measuring and give it back bit for bit, on every path.
+
+    Inside, every module is in evaluation mode and the global random generators of torch, numpy and Python
+    start from `seed`, and no parameter has a gradient. On leaving, each module's training flag, every
+    buffer, every parameter's gradient and ``requires_grad``, and the states of the global generators are
+    what they were.
+
+    Parameters
+    ----------
+    model : nn.Module
+    device : device, optional
+        Where to measure. A model that lies elsewhere is not moved: a copy of it is lent.
+    seed : int
+
+    Yields
+    ------
+    nn.Module
+        The model itself, or its copy on `device`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no parameters, has lazy ones that do not exist yet, or lies on several devices.
+    """
+    home, _ = model_place(model)
+    flags = [(module, module.training) for module in model.modules()]
+    tables = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [
+        (buffer, buffer.clone(), _version(buffer))
+        for _, table in tables
+        for buffer in table.values()
+        if buffer is not None
+    ]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    with _random_states_kept():
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 -- the model's own code may draw from the global state
+            torch.manual_seed(seed)
+            for module, _ in flags:
+                module.training = False
+            for parameter, _, _ in parameters:
+                parameter.grad = None  # what accumulates in place must not reach the owner's gradient
+            # A tensor tells which of several devices "cuda" means.
+            target = home if device is None else torch.empty(0, device=device).device
+            yield model if target == home else copy_model(model).to(target)
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            for module, table in tables:
+                module._buffers.clear()
+                module._buffers.update(table)
+            for buffer, content, version in buffers:
+                # Written to only where it has changed: a graph of the user's may still hold the buffer.
+                if version != _version(buffer) or not torch.equal(buffer, content):
+                    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                        buffer.copy_(content)
+            for parameter, requires_grad, gradient in parameters:
+                if parameter.requires_grad != requires_grad:
+                    parameter.requires_grad_(requires_grad)
+                parameter.grad = gradient
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model, or say why it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"The model cannot be copied ({error}). Remove non-parameter tensors that carry a gradient "
+            "graph from its attributes, or move it to the device yourself and leave device= out."
+        ) from error
+
+
+def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return the device of the parameters and the type of the floating ones."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    _check_kind(model)
+    parameters = list(model.parameters())
+    if not parameters:
+        raise UnsupportedModelError("The model has no parameters, so there is nothing to retrain.")
+    if any(is_lazy(tensor) for tensor in (*parameters, *model.buffers())):
+        raise UnsupportedModelError("The model has lazy parameters or buffers. Run one batch through it first.")
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"The model lies on several devices ({', '.join(sorted(map(str, devices)))}). Move it to one."
+        )
+    floating = [parameter.dtype for parameter in parameters if parameter.is_floating_point()]
+    return devices.pop(), floating[0] if floating else torch.get_default_dtype()
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Refuse models that only wrap the one to measure, or that hooks cannot look into."""
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if parallel or hasattr(model, "_orig_mod"):  # what torch.compile returns; to import its class takes seconds
+        raise UnsupportedModelError(
+            f"The model is wrapped in {type(model).__name__}, whose layers have other names. Give the model inside it: "
+            f"model.{'module' if parallel else '_orig_mod'}, whose weights are the same."
+        )
+    for name, module in model.named_modules():
+        where = f"The module {name!r}" if name else "The model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{where} is compiled by TorchScript, which hooks cannot look into. Give the Python module that it was "
+                "made from."
+            )
+        if ".quantized" in type(module).__module__:
+            raise UnsupportedModelError(
+                f"{where} is quantised ({type(module).__name__}), and has no weights to retrain. Give the model as it "
+                "was before quantisation."
+            )
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global state is what is kept
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+def _version(buffer: Tensor) -> int:
+    """Tell how often a tensor was written to in place; tensors of inference mode do not count that."""
+    return 0 if buffer.is_inference() else buffer._version

@@ -1,0 +1,181 @@
+"""Tokens in the outputs of layers: along which axis they lie, and means over those that are real."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from retrainscope.batches import Inputs
+from retrainscope.dryrun import Shape, run_and_note, shape_of
+from retrainscope.exceptions import UnsupportedModelError
+from retrainscope.outputs import output_of
+from retrainscope.padding import filled_up, token_mask, without_last
+
+__all__ = [
+    "broad_mask",
+    "find_token_axes",
+    "joined_tokens",
+    "layer_mask",
+    "mean_over_tokens",
+    "real_tokens",
+    "tokens_second",
+    "unclear_tokens",
+]
+
+
+def find_token_axes(
+    model: nn.Module, inputs: Inputs, shapes: Mapping[str, Shape | None]
+) -> tuple[dict[str, int], set[str]]:
+    """Find the axis of each module's output that the tokens are along, for data that tells what is padding.
+
+    That is the one axis as long as the data has tokens. Where there is no such axis, or several, the model is run
+    once more on fewer tokens, and the axis that gets shorter is the one.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Borrowed.
+    inputs : Tensor or dict of Tensor
+        A few samples.
+    shapes : dict of str to tuple of int, or None
+        Of the modules' outputs for these samples.
+
+    Returns
+    -------
+    axes : dict of str to int
+        Modules whose output has no tokens (they were pooled) are not in it.
+    unclear : set of str
+        Modules in whose output padding cannot be told from tokens.
+    """
+    mask = token_mask(inputs)
+    if mask is None:
+        return {}, set()
+    assert isinstance(inputs, dict)
+    n_tokens = mask.shape[1]
+    axes: dict[str, int] = {}
+    doubtful: dict[str, Shape] = {}
+    for name, shape in shapes.items():
+        if shape is None:
+            continue
+        fitting = [axis for axis in range(1, len(shape)) if shape[axis] == n_tokens]
+        if len(shape) > 2 and len(fitting) == 1:
+            axes[name] = fitting[0]
+        elif len(shape) > 2 or fitting:
+            doubtful[name] = shape
+    n = max(1, n_tokens // 8)
+    if not doubtful or n == n_tokens:
+        return axes, set()
+    shorter: dict[str, Shape | None] = {}
+
+    def note(name: str, module: nn.Module, returned: object) -> None:
+        shorter[name] = shape_of(module, returned, n_tokens - n)
+
+    try:
+        run_and_note(model, without_last(inputs, n), note)
+    except Exception:  # a model of one fixed length may fail in any way
+        return axes, set(doubtful)
+    steady, unclear = set(), set()
+    for name, shape in doubtful.items():
+        other = shorter.get(name) or ()
+        changed = [axis for axis in range(1, len(shape)) if len(other) == len(shape) and shape[axis] != other[axis]]
+        if len(other) == len(shape) and not changed:
+            steady.add(name)
+        elif len(changed) == 1 and _in_proportion(shape[changed[0]], other[changed[0]], n_tokens, n):
+            axes[name] = changed[0]
+        else:
+            unclear.add(name)
+    maps = [name for name in steady if len(doubtful[name]) > 2]
+    return axes, unclear | _touched_by_padding(model, inputs, maps, n)
+
+
+def unclear_tokens(layer: str, shape: Shape | None) -> UnsupportedModelError:
+    """Build the error for a layer in whose output padding cannot be told from tokens."""
+    return UnsupportedModelError(
+        f"In the output of the layer {layer!r}, of shape {shape}, padding cannot be told from tokens: it has another "
+        "number of them than the data, or several axes as long. Pad the data to another length, or name other layers "
+        "with layers=."
+    )
+
+
+def layer_mask(mask: Tensor, n_tokens: int) -> Tensor:
+    """Tell which tokens of a layer are real: where it has fewer than the data, those over the middle of real ones.
+
+    Parameters
+    ----------
+    mask : Tensor of bool of shape (n_samples, n_tokens of the data)
+    n_tokens : int
+        Of the layer.
+
+    Returns
+    -------
+    Tensor of bool of shape (n_samples, n_tokens)
+        At least one token of each sample is real.
+    """
+    if mask.shape[1] == n_tokens:
+        return mask
+    places = ((torch.arange(n_tokens, device=mask.device) + 0.5) * mask.shape[1] / n_tokens).long()
+    found = mask[:, places]
+    # A sample too short to reach the middle of any token: the token that its first real one lies in.
+    first = (mask.long().argmax(dim=1) * n_tokens // mask.shape[1])[:, None]
+    return torch.where(found.any(dim=1, keepdim=True), found, torch.zeros_like(found).scatter(1, first, True))
+
+
+def mean_over_tokens(output: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Average an output of shape (n_samples, ...) over the real tokens, to shape (n_samples, n_features)."""
+    tokens = tokens_second(output, axis)
+    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+    real = layer_mask(mask, tokens.shape[1])[..., None]
+    # What padding holds may be anything, so it is not just multiplied with zero.
+    return torch.where(real, wide, 0).sum(dim=1) / real.sum(dim=1)
+
+
+def real_tokens(output: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Return the real tokens of all samples, of shape (n_real, n_features)."""
+    tokens = tokens_second(output, axis)
+    return tokens[layer_mask(mask, tokens.shape[1])]
+
+
+def broad_mask(output: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Bring a mask to the axes of an output, of length 1 but for the samples and the tokens."""
+    shape = [1] * output.ndim
+    shape[0], shape[axis] = len(output), output.shape[axis]
+    return layer_mask(mask, output.shape[axis]).reshape(shape)
+
+
+def joined_tokens(parts: Sequence[Tensor]) -> Tensor:
+    """Join batches of samples; where some have fewer tokens, NaN stands for those missing."""
+    most = max(part.shape[1] for part in parts) if parts[0].ndim > 1 else 0
+    if all(part.ndim < 2 or part.shape[1] == most for part in parts):
+        return torch.cat([*parts])
+    filled = []
+    for part in parts:
+        missing = part.new_full((len(part), most - part.shape[1], *part.shape[2:]), torch.nan)
+        filled.append(torch.cat([part, missing], dim=1))
+    return torch.cat(filled)
+
+
+def tokens_second(output: Tensor, axis: int) -> Tensor:
+    """Bring an output to shape (n_samples, n_tokens, n_features)."""
+    moved = output.movedim(axis, 1)
+    return moved.reshape(*moved.shape[:2], -1)
+
+
+def _in_proportion(n: int, n_after: int, n_tokens: int, n_cut: int) -> bool:
+    """Tell whether a layer has as many tokens as the data, or has gathered every few of them into one."""
+    return n == n_tokens or (n < n_tokens and abs(n_after - n * (1 - n_cut / n_tokens)) <= 1)
+
+
+def _touched_by_padding(model: nn.Module, inputs: dict[str, Tensor], names: Iterable[str], n: int) -> set[str]:
+    """Return those modules whose output changes with what padding holds: some pad further by themselves."""
+    names, outputs = set(names), list[dict[str, Tensor]]()
+    for high in (False, True) if names else ():
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, module: nn.Module, returned: object, found: dict[str, Tensor] = found) -> None:
+            output = output_of(module, returned) if name in names else None
+            if output is not None:
+                found[name] = output.float().clone()
+
+        run_and_note(model, filled_up(inputs, n, high=high), note)
+        outputs.append(found)
+    return {name for name in names if not torch.allclose(outputs[0][name], outputs[1][name], atol=1e-4)}
