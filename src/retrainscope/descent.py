@@ -331,8 +331,10 @@ class _Lbfgs:
         slope = _dot(direction, free)
         plain = (self._rho.amax(dim=0) == 0) | (slope >= 0) | ~torch.isfinite(slope)
         squares = _dot(free, free).clamp(min=torch.finfo(free.dtype).tiny)
-        # Where nothing is known of the curvature: Polyak's step, as the lowest loss is about zero.
-        length = torch.minimum(self.loss / squares, self._first * (free.shape[1] / squares).sqrt())
+        # Where nothing is known of the curvature: Polyak's step, as the lowest loss is about zero. What the loss does
+        # not depend on, as padding, does not count.
+        size = (self._gradient != 0).sum(dim=1)
+        length = torch.minimum(self.loss / squares, self._first * (size / squares).sqrt())
         direction = torch.where(plain[:, None], -free * length[:, None], direction)
         self._direction = torch.where(which[:, None], direction, self._direction)
         self._length = torch.where(which, 1, self._length * _SHORTER)
