@@ -21,7 +21,7 @@ def measured(seed, *, classes=("a", "b"), n_layers=3, n_resamples=50, reference_
         values=rng.uniform(0.5, 2.0, (*shape, n_layers)),
         reference=rng.uniform(0.5, 2.0, (*shape, reference_layers)),
         classes=classes,
-        n_samples=n_samples,
+        counts=np.full(len(classes), n_samples / len(classes)),
         floor=floor,
     )
 
@@ -141,9 +141,39 @@ def test_text_shows_every_layer_and_class():
     caption, header, _, *rows = str(got).split("\n")
     assert caption == ("Ruler: length (cm); 20 known and 30 unknown samples; need in nats against the input")
     assert header.split() == ["layer", "known", "unknown", "need", "90", "%", "interval", "b", "c", "d"]
+    assert rows.pop() == "2 known classes of 10 samples; 3 unknown classes of 10 samples."
     assert [row.split()[0] for row in rows] == ["l0", "l1", "l2"]
     assert rows[1].split()[3] == f"{got.values[1]:.2f}"
     assert rows[1].split()[-3:] == [f"{need:.2f}" for need in got.per_class[:, 1]]
+
+
+def test_of_many_classes_those_of_the_greatest_need_are_shown():
+    """More than 12 classes would not fit: the table has those of the greatest need, and says so."""
+    got = scored(unknown=measured(2, classes=tuple(range(1000)), n_samples=5000))
+    _, header, *_, note = str(got).split("\n")
+    shown = [int(label) for label in header.split()[7:]]
+    greatest = got.per_class.max(axis=1)
+    assert len(shown) == 12
+    assert min(greatest[shown]) >= max(np.delete(greatest, shown))
+    assert note == (
+        "2 known classes of 10 samples; 1,000 unknown classes of 5 samples; shown are the 12 of the greatest need."
+    )
+
+
+def test_classes_too_small_for_an_interval_are_said():
+    """A class of fewer than four samples leaves no interval, and the table says why."""
+    note = str(scored(unknown=measured(1, n_samples=6))).split("\n")[-1]
+    assert note.endswith("2 unknown classes of 3 samples; a class of fewer than 4 samples leaves no interval.")
+
+
+def test_scores_of_a_version_without_class_sizes_are_read(tmp_path):
+    """What an older version did not write is taken as not known."""
+    got = scored()
+    got.save(tmp_path / "scores.json")
+    document = json.loads((tmp_path / "scores.json").read_text())
+    del document["result"]["class_sizes"]
+    (tmp_path / "scores.json").write_text(json.dumps(document))
+    assert LayerScores.load(tmp_path / "scores.json").class_sizes == ((0, 0), (0, 0))
 
 
 def test_html_escapes_class_and_layer_names():

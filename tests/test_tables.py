@@ -80,10 +80,10 @@ def test_interval_text_digits():
 
 
 def test_table_is_data_for_text_and_html():
-    """A table has a title above its cells and a note below; a notebook shows the title as caption."""
+    """A table has a title above its cells and a note below; a notebook shows both."""
     table = Table("Title", ["layer", "n"], [["a", "1"]], note="A note.")
     assert str(table) == f"Title\n{text_table(['layer', 'n'], [['a', '1']])}\nA note."
-    assert table._repr_html_() == html_table(["layer", "n"], [["a", "1"]], caption="Title")
+    assert table._repr_html_() == html_table(["layer", "n"], [["a", "1"]], caption="Title") + "<p>A note.</p>"
 
 
 def test_table_without_title_and_note():

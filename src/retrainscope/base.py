@@ -301,7 +301,7 @@ def score_errors(
             values=means[..., : len(layers)],
             reference=means[..., len(layers) :],
             classes=errors.classes,
-            n_samples=int(errors.counts.sum()),
+            counts=errors.class_counts,
             floor=_NEGLIGIBLE * variance,
         )
 

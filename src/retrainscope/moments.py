@@ -99,6 +99,11 @@ class GroupCounter:
     def __init__(self) -> None:
         self._dealt: dict[Label, int] = {}
 
+    @property
+    def n_classes(self) -> int:
+        """Classes met so far."""
+        return len(self._dealt)
+
     def deal(self, labels: Sequence[Label]) -> NDArray[np.int64]:
         """Return the group of each sample, shape (n_samples,)."""
         groups = np.empty(len(labels), dtype=np.int64)

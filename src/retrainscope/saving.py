@@ -80,7 +80,9 @@ def from_plain(kind: Any, plain: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         make: Any = kind
-        return make(**{f.name: from_plain(hints[f.name], plain[f.name]) for f in dataclasses.fields(kind)})
+        # What an older version did not write has a default.
+        names = [f.name for f in dataclasses.fields(kind) if f.name in plain or f.default is dataclasses.MISSING]
+        return make(**{name: from_plain(hints[name], plain[name]) for name in names})
     if origin is np.ndarray:
         numbers = [np.nan if x is None else x for x in plain["values"]]
         return np.array(numbers, dtype=np.float64).reshape(plain["shape"])

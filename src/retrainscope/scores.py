@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["CONFIDENCE", "LayerScores", "Measured", "score"]
 
 CONFIDENCE = 0.9
+_MOST_COLUMNS = 12
+_FOR_INTERVAL = 4  # samples of a class, so that a half of them still varies
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +34,8 @@ class Measured:
     reference : ndarray of the same shape, or with one layer
         The measure where there is nothing to learn: at the input, or at the same layer of the control.
     classes : tuple of n_classes labels
-    n_samples : int
+    counts : ndarray of shape (n_classes,)
+        Samples of each class.
     floor : float
         Added to every measure before its logarithm is taken: what is far below it is as good as nothing, and
         the ratio of two such values is noise.
@@ -41,7 +44,7 @@ class Measured:
     values: Floats
     reference: Floats
     classes: tuple[Label, ...]
-    n_samples: int
+    counts: Floats
     floor: float = 0.0
 
 
@@ -84,6 +87,8 @@ class LayerScores:
         The same at the reference.
     n_samples : tuple of (int, int)
         Samples measured, known and unknown.
+    class_sizes : tuple of ((int, int), (int, int))
+        The fewest and the most samples of a class, known and unknown.
     one_sided : bool
         Whether only a high need tells something: a low one does not show that a layer can be kept.
     """
@@ -109,6 +114,7 @@ class LayerScores:
     unknown_per_class_reference: Floats
     n_samples: tuple[int, int]
     one_sided: bool
+    class_sizes: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
 
     def __str__(self) -> str:
         return str(self.as_table())
@@ -162,8 +168,15 @@ class LayerScores:
         return load_json(cls, path)
 
     def as_table(self) -> Table:
-        """Return the scores as a table: one row a layer, one column for each class of the unknown data."""
+        """Return the scores as a table: one row a layer, one column for each class of the unknown data.
+
+        Of more than 12 classes those with the greatest needs have a column.
+        """
         known, unknown = self.n_samples
+        shown = np.arange(len(self.classes))
+        if len(shown) > _MOST_COLUMNS:
+            greatest = np.nan_to_num(self.per_class, nan=-np.inf).max(axis=1)
+            shown = np.sort(np.argsort(-greatest, kind="stable")[:_MOST_COLUMNS])
         rows = [
             [
                 layer,
@@ -171,16 +184,32 @@ class LayerScores:
                 f"{self.unknown[i]:.4g}",
                 number_text(self.values[i]),
                 interval_text(self.interval[i]),
-                *(number_text(need) for need in self.per_class[:, i]),
+                *(number_text(need) for need in self.per_class[shown, i]),
             ]
             for i, layer in enumerate(self.layers)
         ]
         return Table(
             f"{self.estimator}: {self.measure} ({self.unit}); {known} known and {unknown} unknown samples; "
             f"need in nats against the {self.reference_name}",
-            ["layer", "known", "unknown", "need", "90 % interval", *map(str, self.classes)],
+            ["layer", "known", "unknown", "need", "90 % interval", *(str(self.classes[place]) for place in shown)],
             rows,
+            note=self._note(len(shown)),
         )
+
+    def _note(self, n_shown: int) -> str:
+        """Say how many classes there are, and where they are too many or too small."""
+        sides = zip(("known", "unknown"), (self.known_classes, self.classes), self.class_sizes, strict=True)
+        notes = [
+            f"{len(classes):,} {side} classes of {fewest}{f' to {most}' if most > fewest else ''} samples"
+            for side, classes, (fewest, most) in sides
+            if classes
+        ]
+        notes = ["; ".join(notes)] if notes else []
+        if n_shown < len(self.classes):
+            notes.append(f"shown are the {n_shown} of the greatest need")
+        if 0 < min(fewest for fewest, _ in self.class_sizes) < _FOR_INTERVAL:
+            notes.append(f"a class of fewer than {_FOR_INTERVAL} samples leaves no interval")
+        return f"{'; '.join(notes)}." if notes else ""
 
 
 def score(
@@ -239,7 +268,12 @@ def score(
         unknown_per_class=unknown.values[0, novel],
         known_per_class_reference=broad(known.reference)[0, novel],
         unknown_per_class_reference=broad(unknown.reference)[0, novel],
-        n_samples=(known.n_samples, unknown.n_samples),
+        n_samples=(int(known.counts.sum()), int(unknown.counts.sum())),
+        class_sizes=(_sizes(known.counts), _sizes(unknown.counts)),
         one_sided=one_sided,
         **described,
     )
+
+
+def _sizes(counts: Floats) -> tuple[int, int]:
+    return int(counts.min()), int(counts.max())

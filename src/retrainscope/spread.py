@@ -17,7 +17,7 @@ from retrainscope.base import (
 )
 from retrainscope.batches import Batches, Label
 from retrainscope.checks import check_number
-from retrainscope.moments import ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
+from retrainscope.moments import N_GROUPS, ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores, Measured, score
 from retrainscope.tokens import mean_over_tokens
@@ -26,6 +26,7 @@ from retrainscope.tracing import run_layers
 __all__ = ["ActivationSpread"]
 
 _INPUT = ""  # the input's key among the layers' moments
+_MOST_SUMS = 2**22  # scalars held of a layer for the known data
 
 
 class ActivationSpread(LayerEstimator):
@@ -61,8 +62,9 @@ class ActivationSpread(LayerEstimator):
         What counts of a layer that runs several times; see `find_layers`.
     max_features : int
         A layer with more features is measured on that many of them, drawn once at random: both variances
-        are sums over features, so their ratio stays what it is but for the sampling. Memory for each of
-        known and unknown data is at most 80 bytes a feature, layer and class.
+        are sums over features, so their ratio stays what it is but for the sampling. Memory for each of known and
+        unknown data is 80 bytes a feature, layer and class; with more than about 100 known classes fewer
+        features are drawn, so that the known data takes no more than 32 MiB a layer.
     batch_size : int
         Samples a forward pass, for data that is not batched. It does not change the result.
     device : device, optional
@@ -164,7 +166,13 @@ class ActivationSpread(LayerEstimator):
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         check_number("max_features", self.max_features, whole=True)
-        self.moments_ = self._moments(model, batches)
+        self._n_features = self.max_features
+        while True:
+            try:
+                self.moments_ = self._moments(model, batches, most=_MOST_SUMS)
+                break
+            except _TooManyClassesError as error:  # begun anew, with room for twice as many classes
+                self._n_features = max(1, _MOST_SUMS // (2 * N_GROUPS * error.n_classes))
         check_class_counts(self.moments_[_INPUT].classes, self.moments_[_INPUT].class_counts, "known")
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
@@ -201,17 +209,19 @@ class ActivationSpread(LayerEstimator):
             ),
             reference=scatter_share(reference, weights, between=between)[..., None],
             classes=reference.classes,
-            n_samples=int(reference.counts.sum()),
+            counts=reference.class_counts,
         )
 
-    def _moments(self, model: nn.Module, batches: Batches) -> dict[str, ClassMoments]:
-        """Sum up the activations of every layer, and the input, in one pass."""
+    def _moments(self, model: nn.Module, batches: Batches, *, most: float = np.inf) -> dict[str, ClassMoments]:
+        """Sum up the activations of every layer, and the input, in one pass; at most so many sums a layer."""
         counter, moments = GroupCounter(), dict[str, ClassMoments]()
         names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
         bar = progress_bar(batches, what=f"spread of {batches.name}", progress=self.progress, total=batches.n_batches)
         for number, batch in enumerate(bar):
             labels: tuple[Label, ...] = batch.labels or (None,) * len(batch)
             groups = counter.deal(labels)
+            if self._n_features > 1 and counter.n_classes * N_GROUPS * self._n_features > most:
+                raise _TooManyClassesError(counter.n_classes)
 
             mask = batch.mask
 
@@ -236,11 +246,18 @@ class ActivationSpread(LayerEstimator):
     def _drawn(self, layer: str, features: Tensor) -> Tensor:
         """Return the features to measure: all, or the same random ones at every call."""
         n_features = features.shape[1]
-        if n_features <= self.max_features:
+        if n_features <= self._n_features:
             return features
         rng = np.random.default_rng([self._seed, *layer.encode()])
-        chosen = np.sort(rng.choice(n_features, self.max_features, replace=False))
+        chosen = np.sort(rng.choice(n_features, self._n_features, replace=False))
         return features[:, torch.from_numpy(chosen).to(features.device)]
+
+
+class _TooManyClassesError(Exception):
+    """There are more classes than fit with so many features."""
+
+    def __init__(self, n_classes: int) -> None:
+        self.n_classes = n_classes
 
 
 def _neighbours(known: dict[str, ClassMoments], unknown: dict[str, ClassMoments]) -> dict[str, dict[Label, Label]]:

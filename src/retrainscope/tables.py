@@ -70,7 +70,8 @@ class Table:
         return "\n".join(part for part in (self.title, body, self.note) if part)
 
     def _repr_html_(self) -> str:
-        return html_table(self.header, self.rows, caption=self.title)
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return html_table(self.header, self.rows, caption=self.title) + note
 
     def _paragraphs(self) -> str:
         """Lay out sentences below each other, as they do not fit side by side."""
