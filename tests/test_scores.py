@@ -8,7 +8,7 @@ import pytest
 
 import retrainscope as rs
 from retrainscope.exceptions import MissingExtraError, ResultFormatError
-from retrainscope.scores import CONFIDENCE, Measured, score
+from retrainscope.scores import CONFIDENCE, LayerScores, Measured, score
 
 HOSTILE = "<script>alert(1)</script>"
 
