@@ -32,6 +32,7 @@ SMALL = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **{"vocab_size": 99, "max_position_embeddings": 64, "n_positions": 64, "pad_token_id": 0, "head_dim": 8},
     **{"num_key_value_heads": 2, "image_size": 32, "patch_size": 8, "embed_dim": 16},
+    "attention_window": 4,
     **{"depths": [1, 1, 2, 1], "hidden_sizes": [16, 24, 32, 40]},
 }
 N_SAMPLES = 12
@@ -69,8 +70,9 @@ def test_text(kind):
     """A classifier of token ids is measured from its embedding on."""
     model = tiny(kind, "Sequence")
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 99, (N_SAMPLES, 9), generator=generator)
-    mask, labels = torch.ones_like(ids), torch.arange(N_SAMPLES) % 3
+    ids = torch.randint(3, 99, (N_SAMPLES, 12), generator=generator)
+    mask = (torch.arange(12) < torch.arange(N_SAMPLES)[:, None] % 4 + 8).long()
+    labels = torch.arange(N_SAMPLES) % 3
     embedding = model.get_input_embeddings()
     input_layer = next(name for name, module in model.named_modules() if module is embedding)
     check(model, {"input_ids": ids, "attention_mask": mask, "labels": labels}, input_layer)

@@ -40,7 +40,8 @@ class DryRun:
     flops : dict of str to list of int
         Floating-point operations of the whole model up to then.
     shapes : dict of str to tuple of int, or None
-        Of each module's output, at its last call; None where that is no tensor of real numbers.
+        Of each module's output, at its last call; None where that is no tensor of real numbers, or one row for all
+        samples (learnt positions, say).
     uses : dict of str to int
         When each parameter or buffer was first given to an operation.
     users : dict of str to nn.Module
@@ -97,11 +98,25 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
     with ExitStack() as opened, torch.no_grad():
         for name, module in model.named_modules(remove_duplicate=False):
             opened.enter_context(_watched(module, name, stack.append, left))
+        # The counter asks what requires a gradient for its node, which a view made without one does not have.
+        opened.enter_context(_frozen(model))
         opened.enter_context(counter)
         opened.enter_context(_UseRecorder(tensors, run, stack))
         call_model(model, inputs)
         run.total_flops = counter.get_total_flops()
     return run
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -156,9 +171,11 @@ def run_and_note(model: nn.Module, inputs: Inputs, note: Callable[[str, nn.Modul
 
 
 def shape_of(module: nn.Module, returned: Any, n_tokens: int | None = None) -> Shape | None:
-    """Return the shape of a module's output; None where that is no tensor of real numbers."""
+    """Return the shape of a module's output; None where that is no tensor of real numbers, or has one row for all."""
     output = output_of(module, returned, n_tokens)
-    return None if output is None or output.is_complex() else tuple(output.shape)
+    if output is None or output.is_complex() or (output.ndim and output.shape[0] > 1 and output.stride(0) == 0):
+        return None
+    return tuple(output.shape)
 
 
 def _touches(name: str, apart: Iterable[str]) -> bool:

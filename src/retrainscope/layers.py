@@ -145,17 +145,20 @@ def layers_of(
     head = head or _find_head(model, run)
     apart = [name for name in (head, input_layer) if name is not None]
     measurable = measurable_modules(model, run, inputs, n_samples, apart, reused=calls is not None)
-    candidates = measurable if asked is None else set(asked)
-    candidates = candidates if input_layer is None else candidates | {input_layer}
-    token_axes, unclear = find_token_axes(model, inputs, {name: run.shapes.get(name) for name in candidates})
+    candidates = {*(measurable if asked is None else asked), *([] if input_layer is None else [input_layer])}
+    # What has its samples elsewhere is refused below, for that reason.
+    shapes_found = {name: run.shapes.get(name) or () for name in candidates}
+    token_axes, unclear = find_token_axes(
+        model, inputs, {name: shape for name, shape in shapes_found.items() if shape[:1] == (n_samples,)}
+    )
     if asked is None:
         names = _default_layers(model, run, apart, measurable - unclear)
     else:
         names = tuple(name for name, exactly in asked.items() if exactly or name in measurable - unclear)
     _check_runs(run, names, head, reused=calls is not None)
-    for name in (*names, input_layer):
-        if name is not None and name in unclear:
-            raise unclear_tokens(name, run.shapes[name])
+    for name in names if input_layer is None else (*names, input_layer):
+        if name in unclear:
+            raise unclear_tokens(name, shapes_found[name])
     last = -1 if calls in ("last", "sum") else 0  # the call after which a layer's output is there
     names = tuple(sorted(names, key=lambda name: run.ends[name][last]))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -164,7 +167,7 @@ def layers_of(
         shapes[name] = tuple(output.shape[1:])
 
     with torch.no_grad():
-        run_layers(model, inputs, names, note_shape, calls=calls)
+        run_layers(model, inputs, names if input_layer is None else (*names, input_layer), note_shape, calls=calls)
         if asked is not None and n_samples > 1:  # refuses by name what has its samples elsewhere
             run_layers(model, first_samples(inputs, n_samples - 1), names, lambda *_: None, calls=calls)
     parameters = dict(model.named_parameters())

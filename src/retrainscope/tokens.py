@@ -23,9 +23,7 @@ __all__ = [
 ]
 
 
-def find_token_axes(
-    model: nn.Module, inputs: Inputs, shapes: Mapping[str, Shape | None]
-) -> tuple[dict[str, int], set[str]]:
+def find_token_axes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Shape]) -> tuple[dict[str, int], set[str]]:
     """Find the axis of each module's output that the tokens are along, for data that tells what is padding.
 
     That is the one axis as long as the data has tokens. Where there is no such axis, or several, the model is run
@@ -37,7 +35,7 @@ def find_token_axes(
         Borrowed.
     inputs : Tensor or dict of Tensor
         A few samples.
-    shapes : dict of str to tuple of int, or None
+    shapes : dict of str to tuple of int
         Of the modules' outputs for these samples.
 
     Returns
@@ -55,8 +53,6 @@ def find_token_axes(
     axes: dict[str, int] = {}
     doubtful: dict[str, Shape] = {}
     for name, shape in shapes.items():
-        if shape is None:
-            continue
         fitting = [axis for axis in range(1, len(shape)) if shape[axis] == n_tokens]
         if len(shape) > 2 and len(fitting) == 1:
             axes[name] = fitting[0]
@@ -88,12 +84,12 @@ def find_token_axes(
     return axes, unclear | _touched_by_padding(model, inputs, maps, n)
 
 
-def unclear_tokens(layer: str, shape: Shape | None) -> UnsupportedModelError:
+def unclear_tokens(layer: str, shape: Shape) -> UnsupportedModelError:
     """Build the error for a layer in whose output padding cannot be told from tokens."""
     return UnsupportedModelError(
         f"In the output of the layer {layer!r}, of shape {shape}, padding cannot be told from tokens: it has another "
-        "number of them than the data, or several axes as long. Pad the data to another length, or name other layers "
-        "with layers=."
+        "number of them than the data, or several axes as long. Pad the data to another length (a multiple of what "
+        "the model pads to by itself), or name other layers with layers=."
     )
 
 
