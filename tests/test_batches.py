@@ -551,3 +551,32 @@ def test_a_named_tuple_is_inputs_and_labels():
 
     (batch,) = batches_of(Pair(torch.zeros(2, 4), ["a", "b"]))
     assert batch.labels == ("a", "b")
+
+
+class Sentences(Dataset):
+    """Sequences of unequal length, as lists."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, place):
+        return {"ids": list(range(1, place % 4 + 2)), "label": "abc"[place % 3]}
+
+
+def padded(samples):
+    """Pad a batch to its longest sample."""
+    longest = max(len(sample["ids"]) for sample in samples)
+    rows = [sample["ids"] + [0] * (longest - len(sample["ids"])) for sample in samples]
+    ids = torch.tensor(rows)
+    return {"ids": ids, "attention_mask": (ids > 0).long(), "labels": [sample["label"] for sample in samples]}
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_loader_keeps_its_own_workers_and_collate(n_workers):
+    """A loader is taken as it is: its processes, its order, and batches padded to different lengths."""
+    loader = DataLoader(Sentences(), batch_size=4, collate_fn=padded, num_workers=n_workers, shuffle=True)
+    first, second = (list(batches_of(loader)) for _ in range(2))
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert all(torch.equal(a.inputs["ids"], b.inputs["ids"]) for a, b in zip(first, second, strict=True))
+    assert sum(int(batch.mask.sum()) for batch in first) == sum(place % 4 + 1 for place in range(10))
+    assert input_shapes(first[0].inputs) == {"ids": (None,), "attention_mask": (None,)}

@@ -37,7 +37,8 @@ def untrained_copy(model: nn.Module, *, seed: int, keep: str | None = None) -> n
         if module in kept:
             continue
         for method in ("reset_parameters", "_reset_parameters"):
-            if callable(getattr(module, method, None)):
+            # Asked of the class: a wrapper, as of a compiled module, passes on what it does not have itself.
+            if hasattr(type(module), method) and callable(getattr(module, method)):
                 getattr(module, method)()
                 break
     kept_parameters = {id(parameter) for module in kept for parameter in module.parameters()}

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from retrainscope.batches import Inputs
+from retrainscope.lending import frozen
 from retrainscope.outputs import output_of
 from retrainscope.padding import n_tokens_of
 from retrainscope.tracing import call_model
@@ -99,24 +100,12 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
         for name, module in model.named_modules(remove_duplicate=False):
             opened.enter_context(_watched(module, name, stack.append, left))
         # The counter asks what requires a gradient for its node, which a view made without one does not have.
-        opened.enter_context(_frozen(model))
+        opened.enter_context(frozen(model))
         opened.enter_context(counter)
         opened.enter_context(_UseRecorder(tensors, run, stack))
         call_model(model, inputs)
         run.total_flops = counter.get_total_flops()
     return run
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -135,7 +124,7 @@ def _watched(
 def measurable_modules(
     model: nn.Module, run: DryRun, inputs: Inputs, n_samples: int, apart: list[str], *, reused: bool
 ) -> set[str]:
-    """Return the modules that return a tensor with one row a sample, and run once unless `reused` ones count too.
+    """Return the modules that return a tensor with a row a sample, and run once unless `reused` ones count too.
 
     Those that are, hold or belong to what is `apart` are left out. A second run with one sample less tells which
     dimension the samples are.
@@ -151,7 +140,7 @@ def measurable_modules(
 
     def has_rows(name: str) -> bool:
         shape, other = run.shapes[name], fewer.get(name)
-        if not shape or shape[0] != n_samples:
+        if not shape or len(shape) < 2 or shape[0] != n_samples:
             return False
         return n_samples == 1 or (other is not None and other == (n_samples - 1, *shape[1:]))
 

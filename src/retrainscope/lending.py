@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
 
-__all__ = ["borrow", "copy_model", "model_place"]
+__all__ = ["borrow", "copy_model", "frozen", "model_place"]
 
 
 @contextmanager
@@ -28,7 +28,8 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
     ----------
     model : nn.Module
     device : device, optional
-        Where to measure. A model that lies elsewhere is not moved: a copy of it is lent.
+        Where to measure. A model that lies elsewhere is not moved: a copy of it is lent; so of one whose parameters
+        were made in inference mode.
     seed : int
 
     Yields
@@ -62,7 +63,9 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
                 parameter.grad = None  # what accumulates in place must not reach the owner's gradient
             # A tensor tells which of several devices "cuda" means.
             target = home if device is None else torch.empty(0, device=device).device
-            yield model if target == home else copy_model(model).to(target)
+            # What was made in inference mode takes no part in a gradient; a copy does.
+            lent = target == home and not any(parameter.is_inference() for parameter, _, _ in parameters)
+            yield model if lent else copy_model(model).to(target)
         finally:
             for module, flag in flags:
                 module.training = flag
@@ -76,8 +79,21 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
                         buffer.copy_(content)
             for parameter, requires_grad, gradient in parameters:
                 if parameter.requires_grad != requires_grad:
-                    parameter.requires_grad_(requires_grad)
+                    _set_requires_grad(parameter, requires_grad)
                 parameter.grad = gradient
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter of a model require a gradient, for as long as the context lasts."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            _set_requires_grad(parameter, False)
+        yield
+    finally:
+        for parameter in trained:
+            _set_requires_grad(parameter, True)
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -130,6 +146,11 @@ def _check_kind(model: nn.Module) -> None:
                 f"{where} is quantised ({type(module).__name__}), and has no weights to retrain. Give the model as it "
                 "was before quantisation."
             )
+
+
+def _set_requires_grad(parameter: Tensor, required: bool) -> None:
+    with torch.inference_mode(parameter.is_inference()):  # such a parameter takes it in its own mode alone
+        parameter.requires_grad_(required)
 
 
 @contextmanager

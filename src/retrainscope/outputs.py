@@ -66,7 +66,8 @@ def _main(returned: Any) -> Tensor | PackedSequence | None:
 def _candidates(returned: Any) -> Iterator[tuple[Any, Tensor | PackedSequence]]:
     """Yield the place and the tensor of each floating one, the main one first."""
     if isinstance(returned, Tensor | PackedSequence):
-        yield None, returned
+        if returned.data.is_floating_point() or returned.data.is_complex():
+            yield None, returned
         return
     items: list[tuple[Any, Any]] = []
     if isinstance(returned, Mapping):
@@ -75,7 +76,7 @@ def _candidates(returned: Any) -> Iterator[tuple[Any, Tensor | PackedSequence]]:
         items = [*enumerate(returned)]
     for place, item in items:
         found = _main(item)
-        if found is not None and (found.data.is_floating_point() or found.data.is_complex()):
+        if found is not None:
             yield place, found
 
 

@@ -270,9 +270,10 @@ def _hooked(
                 )
             tensor = output_of(module, returned, n_tokens)
             if tensor is None:
+                kind = f"tensor of {returned.dtype}" if isinstance(returned, Tensor) else type(returned).__name__
                 raise UnsupportedModelError(
-                    f"The layer {name!r} returns a {type(returned).__name__} without a floating-point tensor in it. "
-                    "Name a module inside or after it that returns one."
+                    f"The layer {name!r} returns a {kind} without a floating-point tensor in it. Name a module inside "
+                    "or after it that returns one."
                 )
             if tensor.is_complex():
                 raise UnsupportedModelError(
