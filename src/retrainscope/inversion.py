@@ -16,8 +16,9 @@ from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_choice, check_number
 from retrainscope.control import untrained_copy
 from retrainscope.descent import Descent
+from retrainscope.features import real_inputs, true_inputs
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
-from retrainscope.reconstruction import InputSpace, Inversion, invert_batches, real_inputs, true_inputs
+from retrainscope.reconstruction import InputSpace, Inversion, invert_batches
 from retrainscope.scores import LayerScores
 from retrainscope.tracing import run_layers
 

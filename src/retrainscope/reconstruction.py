@@ -12,28 +12,21 @@ from torch import Tensor, nn
 from retrainscope.base import (
     autograd_on,
     check_inputs_vary,
-    floating_inputs,
-    input_axes,
-    reference_inputs,
     seed_of,
 )
-from retrainscope.batches import Batch, Batches, Inputs, as_batches
+from retrainscope.batches import Batch, Batches, as_batches
 from retrainscope.checks import check_device
 from retrainscope.descent import Descent, NoGradientError, Path, descend
-from retrainscope.dryrun import first_samples
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.features import Features, features_up_to, keeping_padding, real_inputs, token_axes_of, true_inputs
 from retrainscope.lending import borrow, model_place
-from retrainscope.padding import token_mask
 from retrainscope.progress import progress_bar
-from retrainscope.tokens import broad_mask, find_token_axes, joined_tokens, real_tokens, unclear_tokens
-from retrainscope.tracing import check_calls, gradient_break, named_layers, replace_output, run_layers
+from retrainscope.tokens import broad_mask, joined_tokens
+from retrainscope.tracing import check_calls, gradient_break, named_layers, run_layers
 
-__all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_layers", "real_inputs", "true_inputs"]
+__all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_layers"]
 
-_DRY_RUN_SAMPLES = 4
 _EDGE = 1e-8  # keeps the slope of the total variation finite where neighbours are equal
-
-Features = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +172,7 @@ def invert_layers(
     named_layers(model, names if input_layer is None else [*names, input_layer])
     batches = as_batches(X, name="given", batch_size=batch_size, device=place, dtype=dtype, seed=seed % 2**32)
     with autograd_on(), borrow(model, device=device, seed=seed) as lent:
-        token_axes = _token_axes(lent, batches.first(), names, input_layer, calls)
+        token_axes = token_axes_of(lent, batches.first(), names, input_layer, calls)
         axis = token_axes.get(input_layer or "")
         space = InputSpace.of(
             real_inputs(true_inputs(lent, batch.inputs, input_layer, calls), batch, axis) for batch in batches
@@ -238,11 +231,11 @@ def invert_batches(
             with torch.no_grad():
                 run_layers(network, batch.inputs, layers, lambda *_: None, calls=calls)  # all finite, and all run
             for layer in layers:
-                features_of = _features(
+                features_of = features_up_to(
                     network, batch.inputs, layer, input_layer, calls=calls, axis=token_axes.get(layer)
                 )
                 if real is not None:
-                    features_of = _of_real(features_of, true, real)
+                    features_of = keeping_padding(features_of, true, real)
                 starts = (
                     space.start(true.shape[1:], batch.positions, seed, restart).to(true.device)
                     for restart in range(descent.n_init)
@@ -266,40 +259,6 @@ def _refusal(network: nn.Module, layer: str, features_of: Features, true: Tensor
         f"No gradient flows from the layer {layer!r} to the input: {where}. Leave the layer out, or use another "
         "estimator."
     )
-
-
-def _token_axes(
-    network: nn.Module, first: Batch, layers: Sequence[str], input_layer: str | None, calls: str | None
-) -> dict[str, int]:
-    """Find the axes of tokens in the outputs of layers, by a few samples."""
-    inputs, shapes = first_samples(first.inputs, _DRY_RUN_SAMPLES), dict[str, tuple[int, ...]]()
-    names = [*layers] if input_layer is None else [input_layer, *layers]
-    with torch.no_grad():
-        run_layers(network, inputs, names, lambda name, out: shapes.update({name: tuple(out.shape)}), calls=calls)
-    axes, unclear = find_token_axes(network, inputs, shapes)
-    if unclear:
-        raise unclear_tokens(min(unclear), shapes[min(unclear)])
-    return axes if input_layer is not None else {**axes, **input_axes(first.inputs)}
-
-
-def _of_real(features_of: Features, true: Tensor, real: Tensor) -> Features:
-    """Keep padding what it is: only real tokens are sought."""
-    return lambda values, rows: features_of(torch.where(real[rows], values, true[rows]), rows)
-
-
-def real_inputs(values: Tensor, batch: Batch, axis: int | None) -> Tensor:
-    """Return what counts of the inputs: all, or the real tokens, of shape (n_real, n_features)."""
-    return values if axis is None or batch.mask is None else real_tokens(values, axis, batch.mask)
-
-
-def true_inputs(network: nn.Module, inputs: Inputs, input_layer: str | None, calls: str | None = None) -> Tensor:
-    """Return what is to be rebuilt: the floating input, or the output of the input layer."""
-    if input_layer is None:
-        return reference_inputs(inputs)
-    found: list[Tensor] = []
-    with torch.no_grad():
-        run_layers(network, inputs, [input_layer], lambda _, output: found.append(output.clone()), calls=calls)
-    return found[0]
 
 
 def invert(
@@ -447,48 +406,6 @@ class _FeatureLoss:
             variation = (squares + _EDGE).pow(descent.tv_exponent / 2) - _EDGE ** (descent.tv_exponent / 2)
             priors = priors + descent.tv_weight * variation.flatten(1).mean(dim=1)
         return priors
-
-
-def _features(
-    network: nn.Module, inputs: Inputs, layer: str, input_layer: str | None, *, calls: str | None, axis: int | None
-) -> Features:
-    mask = token_mask(inputs) if axis is not None else None
-
-    def features_of(values: Tensor, rows: Tensor) -> Tensor:
-        found: list[Tensor] = []
-
-        def run(batch: Inputs) -> None:
-            # Nothing runs after the layer, so its output need not be cloned.
-            run_layers(network, batch, [layer], lambda _, out: found.append(out), calls=calls, check_finite=False)
-
-        if input_layer is not None:
-            with replace_output(network, input_layer, values):
-                run(_rows_of(inputs, rows))
-        elif isinstance(inputs, Tensor):
-            run(values)
-        else:
-            run({**_rows_of(inputs, rows), _floating_key(inputs): values})
-        if mask is None or axis is None:
-            return found[0]
-        return torch.where(broad_mask(found[0], axis, mask[rows]), found[0], 0)
-
-    return features_of
-
-
-def _rows_of(inputs: Any, rows: Tensor) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs if len(rows) == len(inputs) else inputs[rows]
-    return {key: _rows_of(tensor, rows) for key, tensor in inputs.items()}
-
-
-def _floating_key(inputs: dict[str, Tensor]) -> str:
-    keys = [*floating_inputs(inputs)]
-    if len(keys) != 1:
-        raise InvalidDataError(
-            f"GradientInverter rebuilds one floating-point input. Got {', '.join(keys)}; name one module's output "
-            "with input_layer= instead."
-        )
-    return keys[0]
 
 
 def _better(first: Path, second: Path) -> Path:
