@@ -22,9 +22,9 @@ from retrainscope.control import untrained_copy
 from retrainscope.decoders import Standardise, build_decoder, is_per_token
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
+from retrainscope.padding import joined_tokens, layer_mask, tokens_second
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores
-from retrainscope.tokens import joined_tokens, layer_mask, tokens_second
 from retrainscope.tracing import run_layers
 
 __all__ = ["LayerDecoderProbe"]
@@ -334,7 +334,7 @@ class LayerDecoderProbe(LayerEstimator):
 
             names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
             with torch.no_grad():
-                run_layers(network, batch.inputs, names, sort, calls=self.calls)
+                run_layers(network, batch.inputs, names, sort, calls=self.calls, token_axes=self._token_axes)
         return targets[0] if targets else _Seen.of(reference_inputs(batch.inputs), self._token_axes.get(""), mask)
 
     def _without_padding(self, decoded: Tensor, mask: Tensor | None) -> Tensor:

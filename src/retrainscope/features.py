@@ -1,6 +1,6 @@
 """A network up to a layer, as a function of its input that can be differentiated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from retrainscope.base import floating_inputs, input_axes, reference_inputs
 from retrainscope.batches import Batch, Inputs
 from retrainscope.dryrun import first_samples
 from retrainscope.exceptions import InvalidDataError
-from retrainscope.padding import token_mask
-from retrainscope.tokens import broad_mask, find_token_axes, real_tokens, unclear_tokens
+from retrainscope.padding import broad_mask, real_tokens, token_mask
+from retrainscope.tokens import find_token_axes, unclear_tokens
 from retrainscope.tracing import replace_output, run_layers
 
 __all__ = ["Features", "features_up_to", "keeping_padding", "real_inputs", "token_axes_of", "true_inputs"]
@@ -56,13 +56,19 @@ def keeping_padding(features_of: Features, true: Tensor, real: Tensor) -> Featur
     return lambda values, rows: features_of(torch.where(real[rows], values, true[rows]), rows)
 
 
-def true_inputs(network: nn.Module, inputs: Inputs, input_layer: str | None, calls: str | None = None) -> Tensor:
+def true_inputs(
+    network: nn.Module, inputs: Inputs, input_layer: str | None, calls: str | None, token_axes: Mapping[str, int]
+) -> Tensor:
     """Return what is to be rebuilt: the floating input, or the output of the input layer."""
     if input_layer is None:
         return reference_inputs(inputs)
     found: list[Tensor] = []
+
+    def keep(_: str, output: Tensor) -> None:
+        found.append(output.clone())
+
     with torch.no_grad():
-        run_layers(network, inputs, [input_layer], lambda _, output: found.append(output.clone()), calls=calls)
+        run_layers(network, inputs, [input_layer], keep, calls=calls, token_axes=token_axes)
     return found[0]
 
 
@@ -77,8 +83,12 @@ def token_axes_of(
     """Find the axes of tokens in the outputs of layers, by a few samples."""
     inputs, shapes = first_samples(first.inputs, _DRY_RUN_SAMPLES), dict[str, tuple[int, ...]]()
     names = [*layers] if input_layer is None else [input_layer, *layers]
+
+    def note_shape(name: str, output: Tensor) -> None:
+        shapes[name] = tuple(output.shape)
+
     with torch.no_grad():
-        run_layers(network, inputs, names, lambda name, out: shapes.update({name: tuple(out.shape)}), calls=calls)
+        run_layers(network, inputs, names, note_shape, calls=calls, check_finite=False)
     axes, unclear = find_token_axes(network, inputs, shapes)
     if unclear:
         raise unclear_tokens(min(unclear), shapes[min(unclear)])

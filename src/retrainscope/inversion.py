@@ -185,8 +185,19 @@ class GradientInverter(LayerEstimator):
         """Yield what is to be rebuilt of all samples, also of those that are not inverted; their layers are finite."""
         for batch in batches:
             with torch.no_grad():
-                run_layers(model, batch.inputs, self.layers_.names, lambda *_: None, calls=self.calls)
-            yield real_inputs(true_inputs(model, batch.inputs, self.input_layer, self.calls), batch, self._input_axis)
+                run_layers(
+                    model,
+                    batch.inputs,
+                    self.layers_.names,
+                    lambda *_: None,
+                    calls=self.calls,
+                    token_axes=self._token_axes,
+                )
+            yield real_inputs(
+                true_inputs(model, batch.inputs, self.input_layer, self.calls, self._token_axes),
+                batch,
+                self._input_axis,
+            )
 
     @property
     def _input_axis(self) -> int | None:

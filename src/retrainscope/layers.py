@@ -167,9 +167,11 @@ def layers_of(
         shapes[name] = tuple(output.shape[1:])
 
     with torch.no_grad():
-        run_layers(model, inputs, names if input_layer is None else (*names, input_layer), note_shape, calls=calls)
+        measured = names if input_layer is None else (*names, input_layer)
+        run_layers(model, inputs, measured, note_shape, calls=calls, token_axes=token_axes)
         if asked is not None and n_samples > 1:  # refuses by name what has its samples elsewhere
-            run_layers(model, first_samples(inputs, n_samples - 1), names, lambda *_: None, calls=calls)
+            fewer = first_samples(inputs, n_samples - 1)
+            run_layers(model, fewer, names, lambda *_: None, calls=calls, token_axes=token_axes)
     parameters = dict(model.named_parameters())
     inside = {name: set(module.modules()) for name, module in named_layers(model, (*names, head)).items()}
     owners = _owners(run, {name: run.ends[name][last] for name in names}, head, inside)

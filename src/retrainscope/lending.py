@@ -20,7 +20,8 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
     """Lend a model for measuring and give it back bit for bit, on every path.
 
     Inside, every module is in evaluation mode and the global random generators of torch, numpy and Python
-    start from `seed`, and no parameter has a gradient. On leaving, each module's training flag, every
+    start from `seed`, no parameter has a gradient, and torch's transformers call their inner modules one by one. On
+    leaving, each module's training flag, every
     buffer, every parameter's gradient and ``requires_grad``, and the states of the global generators are
     what they were.
 
@@ -52,7 +53,7 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
         if buffer is not None
     ]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    with _random_states_kept():
+    with _random_states_kept(), _every_module_called():
         try:
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 -- the model's own code may draw from the global state
@@ -146,6 +147,17 @@ def _check_kind(model: nn.Module) -> None:
                 f"{where} is quantised ({type(module).__name__}), and has no weights to retrain. Give the model as it "
                 "was before quantisation."
             )
+
+
+@contextmanager
+def _every_module_called() -> Iterator[None]:
+    """Keep torch's transformers off their fast path, which calls no inner module and packs padded sequences."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _set_requires_grad(parameter: Tensor, required: bool) -> None:

@@ -1,13 +1,25 @@
-"""What the data says of its padding: masks, by the names that Hugging Face and torch give them."""
+"""Padding: what the data says of it, by the names that Hugging Face and torch give masks, and leaving it out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from retrainscope.exceptions import InvalidDataError
 
-__all__ = ["filled_up", "n_tokens_of", "tells_padding", "token_mask", "without_last"]
+__all__ = [
+    "broad_mask",
+    "filled_up",
+    "joined_tokens",
+    "layer_mask",
+    "mean_over_tokens",
+    "n_tokens_of",
+    "real_tokens",
+    "tells_padding",
+    "token_mask",
+    "tokens_second",
+    "without_last",
+]
 
 _MASK, _PADDING, _LENGTHS = "attention_mask", "key_padding_mask", "lengths"
 
@@ -92,6 +104,69 @@ def filled_up(inputs: Mapping[str, Tensor], n: int, *, high: bool) -> dict[str, 
         elif _has_tokens(tensor, n_tokens):
             filled[key][:, -n:] = tensor.max() if high else tensor.min()
     return filled
+
+
+def layer_mask(mask: Tensor, n_tokens: int) -> Tensor:
+    """Tell which tokens of a layer are real: where it has fewer than the data, those over the middle of real ones.
+
+    Parameters
+    ----------
+    mask : Tensor of bool of shape (n_samples, n_tokens of the data)
+    n_tokens : int
+        Of the layer.
+
+    Returns
+    -------
+    Tensor of bool of shape (n_samples, n_tokens)
+        At least one token of each sample is real.
+    """
+    if mask.shape[1] == n_tokens:
+        return mask
+    places = ((torch.arange(n_tokens, device=mask.device) + 0.5) * mask.shape[1] / n_tokens).long()
+    found = mask[:, places]
+    # A sample too short to reach the middle of any token: the token that its first real one lies in.
+    first = (mask.long().argmax(dim=1) * n_tokens // mask.shape[1])[:, None]
+    return torch.where(found.any(dim=1, keepdim=True), found, torch.zeros_like(found).scatter(1, first, True))
+
+
+def mean_over_tokens(output: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Average an output of shape (n_samples, ...) over the real tokens, to shape (n_samples, n_features)."""
+    tokens = tokens_second(output, axis)
+    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+    real = layer_mask(mask, tokens.shape[1])[..., None]
+    # What padding holds may be anything, so it is not just multiplied with zero.
+    return torch.where(real, wide, 0).sum(dim=1) / real.sum(dim=1)
+
+
+def real_tokens(output: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Return the real tokens of all samples, of shape (n_real, n_features)."""
+    tokens = tokens_second(output, axis)
+    return tokens[layer_mask(mask, tokens.shape[1])]
+
+
+def broad_mask(output: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Bring a mask to the axes of an output, of length 1 but for the samples and the tokens."""
+    shape = [1] * output.ndim
+    shape[0], shape[axis] = len(output), output.shape[axis]
+    return layer_mask(mask, output.shape[axis]).reshape(shape)
+
+
+def joined_tokens(parts: Sequence[Tensor]) -> Tensor:
+    """Join batches of samples; where some have fewer tokens, NaN stands for those missing."""
+    most = max(part.shape[1] for part in parts) if parts[0].ndim > 1 else 0
+    if all(part.ndim < 2 or part.shape[1] == most for part in parts):
+        return torch.cat([*parts])
+    filled = []
+    for part in parts:
+        missing = part.new_full((len(part), most - part.shape[1], *part.shape[2:]), torch.nan)
+        filled.append(torch.cat([part, missing], dim=1))
+    return torch.cat(filled)
+
+
+def tokens_second(output: Tensor, axis: int) -> Tensor:
+    """Bring an output to shape (n_samples, n_tokens, n_features)."""
+    moved = output.movedim(axis, 1)
+    return moved.reshape(*moved.shape[:2], -1)
 
 
 def _key_of(inputs: Mapping[str, Tensor]) -> str | None:

@@ -20,8 +20,8 @@ from retrainscope.descent import Descent, NoGradientError, Path, descend
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.features import Features, features_up_to, keeping_padding, real_inputs, token_axes_of, true_inputs
 from retrainscope.lending import borrow, model_place
+from retrainscope.padding import broad_mask, joined_tokens
 from retrainscope.progress import progress_bar
-from retrainscope.tokens import broad_mask, joined_tokens
 from retrainscope.tracing import check_calls, gradient_break, named_layers, run_layers
 
 __all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_layers"]
@@ -175,7 +175,8 @@ def invert_layers(
         token_axes = token_axes_of(lent, batches.first(), names, input_layer, calls)
         axis = token_axes.get(input_layer or "")
         space = InputSpace.of(
-            real_inputs(true_inputs(lent, batch.inputs, input_layer, calls), batch, axis) for batch in batches
+            real_inputs(true_inputs(lent, batch.inputs, input_layer, calls, token_axes), batch, axis)
+            for batch in batches
         )
         low, high = space.low if low is None else float(low), space.high if high is None else float(high)
         if not low < high:
@@ -225,11 +226,12 @@ def invert_batches(
                 bar.set_postfix(error=f"{float(losses.nanmean()):.2g}", refresh=False)
 
         for batch in batches:
-            true = true_inputs(network, batch.inputs, input_layer, calls)
+            true = true_inputs(network, batch.inputs, input_layer, calls, token_axes)
             axis, mask = token_axes.get(input_layer or ""), batch.mask
             real = None if axis is None or mask is None else broad_mask(true, axis, mask)
             with torch.no_grad():
-                run_layers(network, batch.inputs, layers, lambda *_: None, calls=calls)  # all finite, and all run
+                # All are finite, and all run.
+                run_layers(network, batch.inputs, layers, lambda *_: None, calls=calls, token_axes=token_axes)
             for layer in layers:
                 features_of = features_up_to(
                     network, batch.inputs, layer, input_layer, calls=calls, axis=token_axes.get(layer)

@@ -18,9 +18,9 @@ from retrainscope.base import (
 from retrainscope.batches import Batches, Label
 from retrainscope.checks import check_number
 from retrainscope.moments import N_GROUPS, ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
+from retrainscope.padding import mean_over_tokens
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores, Measured, score
-from retrainscope.tokens import mean_over_tokens
 from retrainscope.tracing import run_layers
 
 __all__ = ["ActivationSpread"]
@@ -155,7 +155,7 @@ class ActivationSpread(LayerEstimator):
                 def collect(name: str, output: Tensor, mask: Tensor | None = batch.mask) -> None:
                     collected.append(self._features(name, output, mask).float().cpu())
 
-                run_layers(model, batch.inputs, [layer], collect, calls=self.calls)
+                run_layers(model, batch.inputs, [layer], collect, calls=self.calls, token_axes=self._token_axes)
         features = torch.cat(collected).numpy().astype(np.float64)
         if min(features.shape) > 50:  # as the authors of t-SNE advise, for speed and against noise
             features = PCA(50, random_state=self._seed).fit_transform(features)
@@ -235,7 +235,7 @@ class ActivationSpread(LayerEstimator):
                 add(_INPUT, reference_inputs(batch.inputs))
             with torch.no_grad():
                 where = f"batch {number} of the {batches.name} data"
-                run_layers(model, batch.inputs, names, add, calls=self.calls, where=where)
+                run_layers(model, batch.inputs, names, add, calls=self.calls, token_axes=self._token_axes, where=where)
         return {name: summed.ordered() for name, summed in moments.items()}
 
     def _features(self, name: str, output: Tensor, mask: Tensor | None) -> Tensor:

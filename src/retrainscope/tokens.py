@@ -1,6 +1,6 @@
 """Tokens in the outputs of layers: along which axis they lie, and means over those that are real."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,7 @@ from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.outputs import output_of
 from retrainscope.padding import filled_up, token_mask, without_last
 
-__all__ = [
-    "broad_mask",
-    "find_token_axes",
-    "joined_tokens",
-    "layer_mask",
-    "mean_over_tokens",
-    "real_tokens",
-    "tokens_second",
-    "unclear_tokens",
-]
+__all__ = ["find_token_axes", "unclear_tokens"]
 
 
 def find_token_axes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Shape]) -> tuple[dict[str, int], set[str]]:
@@ -91,69 +82,6 @@ def unclear_tokens(layer: str, shape: Shape) -> UnsupportedModelError:
         "number of them than the data, or several axes as long. Pad the data to another length (a multiple of what "
         "the model pads to by itself), or name other layers with layers=."
     )
-
-
-def layer_mask(mask: Tensor, n_tokens: int) -> Tensor:
-    """Tell which tokens of a layer are real: where it has fewer than the data, those over the middle of real ones.
-
-    Parameters
-    ----------
-    mask : Tensor of bool of shape (n_samples, n_tokens of the data)
-    n_tokens : int
-        Of the layer.
-
-    Returns
-    -------
-    Tensor of bool of shape (n_samples, n_tokens)
-        At least one token of each sample is real.
-    """
-    if mask.shape[1] == n_tokens:
-        return mask
-    places = ((torch.arange(n_tokens, device=mask.device) + 0.5) * mask.shape[1] / n_tokens).long()
-    found = mask[:, places]
-    # A sample too short to reach the middle of any token: the token that its first real one lies in.
-    first = (mask.long().argmax(dim=1) * n_tokens // mask.shape[1])[:, None]
-    return torch.where(found.any(dim=1, keepdim=True), found, torch.zeros_like(found).scatter(1, first, True))
-
-
-def mean_over_tokens(output: Tensor, axis: int, mask: Tensor) -> Tensor:
-    """Average an output of shape (n_samples, ...) over the real tokens, to shape (n_samples, n_features)."""
-    tokens = tokens_second(output, axis)
-    wide = tokens if tokens.dtype == torch.float64 else tokens.float()
-    real = layer_mask(mask, tokens.shape[1])[..., None]
-    # What padding holds may be anything, so it is not just multiplied with zero.
-    return torch.where(real, wide, 0).sum(dim=1) / real.sum(dim=1)
-
-
-def real_tokens(output: Tensor, axis: int, mask: Tensor) -> Tensor:
-    """Return the real tokens of all samples, of shape (n_real, n_features)."""
-    tokens = tokens_second(output, axis)
-    return tokens[layer_mask(mask, tokens.shape[1])]
-
-
-def broad_mask(output: Tensor, axis: int, mask: Tensor) -> Tensor:
-    """Bring a mask to the axes of an output, of length 1 but for the samples and the tokens."""
-    shape = [1] * output.ndim
-    shape[0], shape[axis] = len(output), output.shape[axis]
-    return layer_mask(mask, output.shape[axis]).reshape(shape)
-
-
-def joined_tokens(parts: Sequence[Tensor]) -> Tensor:
-    """Join batches of samples; where some have fewer tokens, NaN stands for those missing."""
-    most = max(part.shape[1] for part in parts) if parts[0].ndim > 1 else 0
-    if all(part.ndim < 2 or part.shape[1] == most for part in parts):
-        return torch.cat([*parts])
-    filled = []
-    for part in parts:
-        missing = part.new_full((len(part), most - part.shape[1], *part.shape[2:]), torch.nan)
-        filled.append(torch.cat([part, missing], dim=1))
-    return torch.cat(filled)
-
-
-def tokens_second(output: Tensor, axis: int) -> Tensor:
-    """Bring an output to shape (n_samples, n_tokens, n_features)."""
-    moved = output.movedim(axis, 1)
-    return moved.reshape(*moved.shape[:2], -1)
 
 
 def _in_proportion(n: int, n_after: int, n_tokens: int, n_cut: int) -> bool:

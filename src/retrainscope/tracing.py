@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from retrainscope.exceptions import (
     UnsupportedModelError,
 )
 from retrainscope.outputs import is_packed, output_of, with_output
-from retrainscope.padding import n_tokens_of
+from retrainscope.padding import real_tokens, token_mask
 
 __all__ = [
     "call_model",
@@ -97,6 +98,7 @@ def run_layers(
     visit: Callable[[str, Tensor], None],
     *,
     calls: str | None = None,
+    token_axes: Mapping[str, int] = MappingProxyType({}),
     where: str = "",
     check_finite: bool = True,
 ) -> None:
@@ -112,6 +114,8 @@ def run_layers(
         it keeps it must clone.
     calls : {"first", "last", "sum"}, optional
         What counts of a layer that runs several times; for the last and the sum the model is run to its end.
+    token_axes : mapping of str to int
+        The axes that tokens are along, where there may be padding: what padding holds need not be finite.
     where : str
         The batch, for the message about NaN.
     check_finite : bool
@@ -130,8 +134,13 @@ def run_layers(
     """
     modules = named_layers(model, layers)
     n_samples = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
-    n_tokens = n_tokens_of(inputs)
+    mask = token_mask(inputs)
     seen: dict[str, Tensor] = {}
+
+    def all_finite(name: str, output: Tensor) -> bool:
+        if mask is not None and name in token_axes:
+            output = real_tokens(output, token_axes[name], mask)
+        return bool(torch.isfinite(output).all())
 
     def check_and_visit(name: str, output: Tensor) -> None:
         if output.ndim == 0 or output.shape[0] != n_samples:
@@ -140,7 +149,7 @@ def run_layers(
                 "sample is needed. Name a layer whose output has the batch first."
             )
         # One sum is cheap; only when it is not finite (it may just have overflowed) is each value looked at.
-        if check_finite and not torch.isfinite(output.detach().sum()) and not torch.isfinite(output).all():
+        if check_finite and not torch.isfinite(output.detach().sum()) and not all_finite(name, output):
             raise NonFiniteError(f"The layer {name!r} puts out NaN or infinity{where and ' in '}{where}.")
         visit(name, output)
 
@@ -158,7 +167,7 @@ def run_layers(
             raise _AllSeen
 
     try:
-        with _hooked(modules, at_each, n_tokens=n_tokens):
+        with _hooked(modules, at_each, n_tokens=None if mask is None else mask.shape[1]):
             call_model(model, inputs)
     except _AllSeen:
         return
