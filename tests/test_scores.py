@@ -161,9 +161,12 @@ def test_of_many_classes_those_of_the_greatest_need_are_shown():
 
 
 def test_classes_too_small_for_an_interval_are_said():
-    """A class of fewer than four samples leaves no interval, and the table says why."""
-    note = str(scored(unknown=measured(1, n_samples=6))).split("\n")[-1]
-    assert note.endswith("2 unknown classes of 3 samples; a class of fewer than 4 samples leaves no interval.")
+    """Where a class of fewer than four samples leaves no interval, the table says why."""
+    few = measured(1, n_samples=6)
+    assert str(scored(unknown=few)).endswith("2 unknown classes of 3 samples.")
+    few.values[1:] = np.nan
+    text = str(scored(unknown=few))
+    assert text.endswith("2 unknown classes of 3 samples; a class of fewer than 4 samples leaves no interval.")
 
 
 def test_scores_of_a_version_without_class_sizes_are_read(tmp_path):

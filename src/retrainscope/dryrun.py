@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from retrainscope.batches import Inputs
-from retrainscope.lending import frozen
 from retrainscope.outputs import output_of
 from retrainscope.padding import n_tokens_of
 from retrainscope.tracing import call_model
@@ -80,31 +81,48 @@ class _UseRecorder(TorchFunctionMode):
         return result
 
 
+class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count floating-point operations by torch's formulas; its own counter follows modules, which hooks do here."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None and func is not torch.ops.prim.device.default:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+
 def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
     """Run a borrowed model on a few samples and note what happens."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     run, stack = DryRun(), [model]
     tensors = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    counter = FlopCounterMode(display=False)
+    counter = _FlopCounter()
     n_tokens = n_tokens_of(inputs)
 
     def left(name: str, module: nn.Module, returned: Any) -> None:
         run.now += 1
         run.ends.setdefault(name, []).append(run.now)
-        run.flops.setdefault(name, []).append(counter.get_total_flops())
+        run.flops.setdefault(name, []).append(counter.total)
         run.shapes[name] = shape_of(module, returned, n_tokens)
         stack.pop()
 
     with ExitStack() as opened, torch.no_grad():
         for name, module in model.named_modules(remove_duplicate=False):
             opened.enter_context(_watched(module, name, stack.append, left))
-        # The counter asks what requires a gradient for its node, which a view made without one does not have.
-        opened.enter_context(frozen(model))
         opened.enter_context(counter)
         opened.enter_context(_UseRecorder(tensors, run, stack))
         call_model(model, inputs)
-        run.total_flops = counter.get_total_flops()
+        run.total_flops = counter.total
     return run
 
 

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
 
-__all__ = ["borrow", "copy_model", "frozen", "model_place"]
+__all__ = ["borrow", "copy_model", "model_place"]
 
 
 @contextmanager
@@ -82,19 +82,6 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
                 if parameter.requires_grad != requires_grad:
                     _set_requires_grad(parameter, requires_grad)
                 parameter.grad = gradient
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Let no parameter of a model require a gradient, for as long as the context lasts."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            _set_requires_grad(parameter, False)
-        yield
-    finally:
-        for parameter in trained:
-            _set_requires_grad(parameter, True)
 
 
 def copy_model(model: nn.Module) -> nn.Module:

@@ -66,7 +66,8 @@ def _main(returned: Any) -> Tensor | PackedSequence | None:
 def _candidates(returned: Any) -> Iterator[tuple[Any, Tensor | PackedSequence]]:
     """Yield the place and the tensor of each floating one, the main one first."""
     if isinstance(returned, Tensor | PackedSequence):
-        if returned.data.is_floating_point() or returned.data.is_complex():
+        values = returned.data if isinstance(returned, PackedSequence) else returned
+        if values.is_floating_point() or values.is_complex():
             yield None, returned
         return
     items: list[tuple[Any, Any]] = []

@@ -318,8 +318,8 @@ def invert(
     assert best is not None
     every = torch.arange(len(inputs), device=inputs.device)
     with torch.no_grad():
-        target = _wide(features_of(inputs, every).flatten(1))
-        difference = _wide(features_of(best.inputs.to(inputs.dtype), every).flatten(1)) - target
+        target = _wide(features_of(inputs, every).detach().flatten(1))
+        difference = _wide(features_of(best.inputs.to(inputs.dtype), every).detach().flatten(1)) - target
     rebuilt, squares = best.inputs, (best.inputs - inputs).double().square()
     input_error = squares.flatten(1).sum(dim=1)
     if real is not None:
@@ -343,7 +343,8 @@ class _FeatureLoss:
         self._jitter = torch.Generator().manual_seed(seed)
         self._rows = torch.arange(len(inputs), device=inputs.device)
         with torch.no_grad(), self._precision(inputs):
-            self._target = _wide(features_of(inputs, self._rows).flatten(1))
+            # Detached, as a model may switch gradients on by itself.
+            self._target = _wide(features_of(inputs, self._rows).detach().flatten(1))
         self._scale, self._difference = _scale(self._target), torch.empty_like(self._target)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -369,7 +370,7 @@ class _FeatureLoss:
 
     def only(self, x: Tensor) -> Tensor:
         with torch.no_grad(), self._precision(x):
-            features = _wide(self._features_of(x.to(self._inputs.dtype), self._rows).flatten(1))
+            features = _wide(self._features_of(x.to(self._inputs.dtype), self._rows).detach().flatten(1))
             errors = (_square(features - self._target) / self._scale).to(x.dtype)
             return errors + self._priors(x) if self._descent.has_priors else errors
 

@@ -207,7 +207,7 @@ class LayerScores:
         notes = ["; ".join(notes)] if notes else []
         if n_shown < len(self.classes):
             notes.append(f"shown are the {n_shown} of the greatest need")
-        if 0 < min(fewest for fewest, _ in self.class_sizes) < _FOR_INTERVAL:
+        if 0 < min(fewest for fewest, _ in self.class_sizes) < _FOR_INTERVAL and np.isnan(self.interval).any():
             notes.append(f"a class of fewer than {_FOR_INTERVAL} samples leaves no interval")
         return f"{'; '.join(notes)}." if notes else ""
 

@@ -95,7 +95,8 @@ def _hugging_face(data: Any, name: str, batch_size: int) -> Indexed | Iterable[A
     """Read a data set of Hugging Face ``datasets``, whose batches are mappings of columns."""
     if isinstance(data, Mapping):
         raise InvalidDataError(
-            f"The {name} data is a {type(data).__name__} of {', '.join(map(repr, data))}. Give one of these splits."
+            f"The {name} data has the splits {', '.join(map(repr, data))}. Give one of them, as in "
+            f"data[{next(iter(data))!r}]."
         )
     if hasattr(data, "__len__"):
         return Indexed(len(data), lambda rows: split_labels(_columns(data[rows.tolist()], name), name))
