@@ -13,6 +13,7 @@ from helpers import (
     unchanged,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from retrainscope.exceptions import (
     LayerNotFoundError,
@@ -361,3 +362,21 @@ def test_output_is_replaced_inside_only():
         raise KeyboardInterrupt
     with pytest.raises(LayerNotFoundError, match="no layer named '7'"), replace_output(model, "7", INPUTS):
         pass
+
+
+def test_what_a_checkpoint_runs_again_does_not_count():
+    """On the way back a checkpoint runs its part once more, which is no second call of the layer."""
+
+    class Saving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(2, 3), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.head(checkpoint(lambda x: self.inner(x).relu(), x, use_reentrant=False))
+
+    model = Saving()
+    with trace_layers(model, ["inner"]) as outputs:
+        model(INPUTS).sum().backward()
+    assert torch.equal(outputs["inner"], model.inner(INPUTS))
+    assert model.inner.weight.grad is not None

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -159,9 +159,15 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         return as_batches(data, name=name, batch_size=self.batch_size, device=device, dtype=dtype, seed=seed % 2**32)
 
 
-def autograd_on() -> torch.inference_mode:
-    """Let gradients be had, whatever context the caller is in; `torch.no_grad` is ended by it as well."""
-    return torch.inference_mode(False)
+@contextmanager
+def autograd_on() -> Iterator[None]:
+    """Let gradients be had, in full precision, whatever context the caller is in; this ends `torch.no_grad` as well."""
+    with ExitStack() as opened:
+        opened.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda", "mps"):
+            if kind == "cpu" or torch.is_autocast_enabled(kind):
+                opened.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _check_measurable(layers: Layers, input_layer: str | None) -> None:

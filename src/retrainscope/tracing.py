@@ -271,6 +271,8 @@ def _hooked(
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _args: Any, returned: Any) -> None:
+            if torch._C._current_graph_task_id() != -1:  # a checkpoint runs its part again on the way back
+                return
             if n_tokens is None and is_packed(returned):
                 raise UnsupportedModelError(
                     f"The layer {name!r} returns a packed sequence, and the data does not tell how many tokens of a "
