@@ -445,3 +445,32 @@ def test_spread_by_hand():
         rows = [outputs[key][row, : len(sample)].mean(dim=0) for row, sample in enumerate(KNOWN)]
         sums = torch.stack(rows).double().sum(dim=0)
         np.testing.assert_allclose(spread.moments_[name].sums.sum(axis=(0, 1)), sums, rtol=1e-5, atol=1e-5)
+
+
+class Marked(nn.Module):
+    """Words with a picture: a mark, the largest id, stands where the picture goes, once in each text."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.sight, self.mix = nn.Embedding(20, 4), nn.Linear(3, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, input_ids, attention_mask, picture):
+        places = input_ids == 19
+        if int(places.sum()) != len(input_ids):
+            raise ValueError("marks and pictures do not match")
+        seen = self.sight(picture)
+        words = torch.where(places[..., None], seen.mean(dim=1, keepdim=True), self.words(input_ids))
+        return self.head((self.mix(words) * attention_mask[..., None]).mean(dim=1))
+
+
+def test_values_that_mean_more_than_a_word():
+    """A model that fails where padding holds another value is measured; its maps without tokens are no layers."""
+    model = Marked()
+    ids = torch.randint(1, 19, (12, 8))
+    ids[:, 0] = 19
+    data = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "picture": torch.randn(12, 5, 3)}
+    with unchanged(model):
+        assert rs.find_layers(model, data, input_layer="words").names == ("mix",)
+    with pytest.raises(UnsupportedModelError, match="'sight', of shape \\(4, 5, 4\\), padding cannot be told"):
+        rs.find_layers(model, data, input_layer="words", layers=["sight"])
