@@ -1,4 +1,4 @@
-"""Tokens in the outputs of layers: along which axis they lie, and means over those that are real."""
+"""Tokens in the outputs of layers: along which axis they lie."""
 
 from collections.abc import Iterable, Mapping
 
@@ -17,8 +17,8 @@ __all__ = ["find_token_axes", "unclear_tokens"]
 def find_token_axes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Shape]) -> tuple[dict[str, int], set[str]]:
     """Find the axis of each module's output that the tokens are along, for data that tells what is padding.
 
-    That is the one axis as long as the data has tokens. Where there is no such axis, or several, the model is run
-    once more on fewer tokens, and the axis that gets shorter is the one.
+    That is the one after the samples, if it and no other is as long as the data has tokens. Elsewhere, as many features
+    as tokens could mislead: the model is run once more on fewer tokens, and the axis that gets shorter is the one.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ def find_token_axes(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Shape
     doubtful: dict[str, Shape] = {}
     for name, shape in shapes.items():
         fitting = [axis for axis in range(1, len(shape)) if shape[axis] == n_tokens]
-        if len(shape) > 2 and len(fitting) == 1:
-            axes[name] = fitting[0]
+        if len(shape) > 2 and fitting == [1]:
+            axes[name] = 1
         elif len(shape) > 2 or fitting:
             doubtful[name] = shape
     n = max(1, n_tokens // 8)
