@@ -521,6 +521,14 @@ def test_estimators_that_contradict_each_other_decide_nothing():
     assert [row.verdict for row in rec.table] == ["undecided", "retrain"]
 
 
+def test_a_contradiction_is_said():
+    """More samples do not settle a contradiction of estimators, so they are not asked for."""
+    scores = [scores_of([HIGH, LOW]), scores_of([LOW, LOW])]
+    summary = combine(scores, layers_named("l0", "l1"), novel=True, threshold=1.0).summary()
+    assert summary.startswith("Verdict: undecided. The estimators contradict each other on l0 (")
+    assert "give more samples" not in summary
+
+
 def test_unlabelled_data_never_needs_nothing():
     """Without labels the spread cannot show that a layer may be kept."""
     rec = rs.recommend_layers(classifier(), samples(400)[0], samples(400, seed=1)[0], random_state=0)

@@ -107,6 +107,12 @@ class Recommendation:
         """Say the advice in a sentence or two."""
         trained = [*self.layers, *([self.head.name] if self.head.verdict == RETRAIN else [])]
         text = f"Verdict: {self.verdict}. "
+        contradicted = [row.name for row in self.table if self._contradicted(row)]
+        if self.verdict == UNDECIDED and contradicted:
+            return text + (
+                f"The estimators contradict each other on {', '.join(contradicted)} (the table has the need by each), "
+                "which more samples do not settle: they ask different questions. Decide by one of them, or try it out."
+            )
         if self.verdict == UNDECIDED:
             return text + (
                 "No layer's need is clearly above the threshold and at least one may be: give more samples (an "
@@ -120,6 +126,11 @@ class Recommendation:
             f"Retrain {', '.join(trained)}: {self.cost['parameters']:.1%} of the parameters, "
             f"{self.cost['backward']:.0%} of the backward work of training everything."
         )
+
+    def _contradicted(self, row: LayerAdvice) -> bool:
+        """Tell whether by one estimator a layer is to be retrained, and by another to be kept."""
+        intervals = row.intervals.values()
+        return any(low > self.threshold for low, _ in intervals) and any(high < self.threshold for _, high in intervals)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a layer, the head last, as a pandas DataFrame.

@@ -318,7 +318,7 @@ class LayerDecoderProbe(LayerEstimator):
             layer, n_tokens = self._one_length
             raise InvalidDataError(
                 f"The samples are padded to {n_tokens} tokens in one batch and to {mask.shape[1]} in another, but the "
-                f"layer {layer!r} has another number of tokens than the input, so its decoder needs one length. Pad "
+                f"layer {layer!r} has not a token for each of the input, so its decoder needs one length. Pad "
                 "all samples to the same length (padding='max_length'), or leave the layer out of layers=."
             )
         place = {name: i for i, name in enumerate(self.layers_.names)}
