@@ -750,3 +750,11 @@ def test_outputs_with_the_samples_elsewhere_are_refused():
     model = nn.Sequential(nn.Linear(3, 4), Apply(lambda x: x.T), Apply(lambda x: x.T), nn.Linear(4, 2))
     with pytest.raises(UnsupportedModelError, match=r"'1' returns shape \(4, 3\) for 3 samples; one row a sample"):
         find_layers(model, torch.zeros(4, 3), layers=["1"])
+
+
+def test_input_layer_that_does_not_run_is_refused(mlp):
+    """An input layer that is never called, as an embedding whose weights others use, is named as such."""
+    model = nn.Sequential(OrderedDict(first=nn.Linear(3, 4), last=nn.Linear(4, 2)))
+    model.first.idle = nn.Embedding(5, 3)
+    with unchanged(model), pytest.raises(LayerNotRunError, match=r"input layer 'first\.idle' does not run"):
+        find_layers(model, torch.zeros(4, 3), input_layer="first.idle")

@@ -142,6 +142,11 @@ def layers_of(
     n_samples = min(_DRY_RUN_SAMPLES, len(batch))
     inputs = first_samples(batch.inputs, n_samples)
     run = dry_run(model, inputs)
+    if input_layer is not None and input_layer not in run.ends:
+        raise LayerNotRunError(
+            f"The input layer {input_layer!r} does not run in the forward pass. Name the module that does, such as the "
+            "embedding of the encoder where several share its weights."
+        )
     head = head or _find_head(model, run)
     apart = [name for name in (head, input_layer) if name is not None]
     measurable = measurable_modules(model, run, inputs, n_samples, apart, reused=calls is not None)
