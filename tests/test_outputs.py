@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers import Apply
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from retrainscope.outputs import output_of
+from retrainscope.outputs import output_of, with_output
 from retrainscope.tracing import replace_output, run_layers, trace_layers
 
 INPUTS = torch.tensor([[0.0, 3.0], [5.0, 1.0]])
@@ -66,3 +67,19 @@ def test_samples_second_are_brought_to_the_front():
     assert torch.equal(outputs["gru"][:, -1], final)
     with replace_output(model, "gru", outputs["gru"] + 1):
         assert torch.equal(model(x), final + 1)
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_a_packed_sequence_is_replaced_as_it_was_packed(sort):
+    """What stands in for a packed sequence is packed in the same way, whatever the order of the samples."""
+    lengths = [4, 3, 1] if sort else [1, 4, 3]
+    x = torch.randn(3, 4, 2)
+    returned = nn.LSTM(2, 5, batch_first=True)(
+        pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=sort)
+    )
+    output = output_of(nn.Identity(), returned, 4)
+    replaced = with_output(nn.Identity(), returned, output + 1)
+    real = torch.arange(4) < torch.tensor(lengths)[:, None]
+    assert torch.equal(output_of(nn.Identity(), replaced, 4)[real], output[real] + 1)
+    assert torch.equal(replaced[0].batch_sizes, returned[0].batch_sizes)
+    assert replaced[1] is returned[1]

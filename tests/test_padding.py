@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import retrainscope as rs
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.padding import joined_tokens
 
 N, VOCABULARY, LONGEST = 16, 20, 6
 LABELS = [place % 2 for place in range(N)]
@@ -474,3 +475,34 @@ def test_values_that_mean_more_than_a_word():
         assert rs.find_layers(model, data, input_layer="words").names == ("mix",)
     with pytest.raises(UnsupportedModelError, match="'sight', of shape \\(4, 5, 4\\), padding cannot be told"):
         rs.find_layers(model, data, input_layer="words", layers=["sight"])
+
+
+def test_batches_of_different_lengths_are_joined():
+    """Samples of a shorter batch have NaN in the place of the tokens that they lack."""
+    joined = joined_tokens([torch.ones(2, 3, 4), torch.ones(1, 5, 4)])
+    assert joined.shape == (3, 5, 4)
+    assert joined[:2, 3:].isnan().all()
+    assert int(joined.isnan().sum()) == 2 * 2 * 4
+    assert torch.equal(joined_tokens([torch.ones(2), torch.zeros(1)]), torch.tensor([1.0, 1.0, 0.0]))
+
+
+class OfOneLength(nn.Module):
+    """Takes eight tokens and no fewer, and pools them to eight features."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.mix, self.pool = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(64, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, input_ids, attention_mask):
+        return self.head(self.pool((self.mix(self.words(input_ids)) * attention_mask[..., None]).flatten(1)))
+
+
+def test_as_many_features_as_tokens_in_a_model_of_one_length():
+    """Where the model cannot be run on fewer tokens, what could be tokens or features is refused by name."""
+    ids = torch.randint(1, 20, (12, 8))
+    data = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with pytest.raises(UnsupportedModelError, match=r"'words', of shape \(4, 8, 8\), padding cannot be told"):
+        rs.find_layers(OfOneLength(), data, input_layer="words")
+    with pytest.raises(UnsupportedModelError, match=r"'pool', of shape \(4, 8\), padding cannot be told"):
+        rs.find_layers(OfOneLength(), data, layers=["pool"])

@@ -281,3 +281,23 @@ def test_class_of_one_sample_is_refused():
     model = Net()
     with unchanged(model), pytest.raises(InvalidDataError, match="The unknown class 'rare' has 1 sample;"):
         rs.ActivationSpread(model).fit((X, LABELS)).score_layers((X, ["rare"] + ["often"] * (N - 1)))
+
+
+def test_samples_that_do_not_fit_together_are_refused():
+    """What torch cannot put into one batch is refused with its reason and the way out."""
+    samples = [(torch.zeros(length), 0) for length in (3, 4, 3, 4)]
+    with pytest.raises(InvalidDataError, match=r"samples of the known data cannot be put into one batch .*collate_fn"):
+        rs.ActivationSpread(Net()).fit(Samples(samples))
+
+
+class Samples(Dataset):
+    """Samples as they are given."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, place):
+        return self.samples[place]

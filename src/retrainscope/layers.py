@@ -156,12 +156,16 @@ def layers_of(
     token_axes, unclear = find_token_axes(
         model, inputs, {name: shape for name, shape in shapes_found.items() if shape[:1] == (n_samples,)}
     )
+    doubted = unclear if measurable <= unclear else unclear & {input_layer}
+    if doubted:
+        first = min(doubted, key=lambda name: run.ends[name][0])
+        raise unclear_tokens(first, shapes_found[first])
     if asked is None:
         names = _default_layers(model, run, apart, measurable - unclear)
     else:
         names = tuple(name for name, exactly in asked.items() if exactly or name in measurable - unclear)
     _check_runs(run, names, head, reused=calls is not None)
-    for name in names if input_layer is None else (*names, input_layer):
+    for name in names:
         if name in unclear:
             raise unclear_tokens(name, shapes_found[name])
     last = -1 if calls in ("last", "sum") else 0  # the call after which a layer's output is there
