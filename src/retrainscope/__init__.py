@@ -10,7 +10,9 @@ from retrainscope.recommendation import recommend_layers
 from retrainscope.reconstruction import InputSpace, Inversion, invert_layers
 from retrainscope.scores import LayerScores
 from retrainscope.spread import ActivationSpread
+from retrainscope.sweep import sweep_layers
 from retrainscope.tracing import trace_layers
+from retrainscope.trials import LayerSweep
 
 __all__ = [
     "ActivationSpread",
@@ -21,11 +23,13 @@ __all__ = [
     "LayerAdvice",
     "LayerDecoderProbe",
     "LayerScores",
+    "LayerSweep",
     "Layers",
     "Recommendation",
     "find_layers",
     "invert_layers",
     "recommend_layers",
+    "sweep_layers",
     "trace_layers",
     "train_only",
 ]

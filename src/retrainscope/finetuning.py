@@ -1,6 +1,6 @@
 """`train_only`: freeze everything but the layers that are to be retrained."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from retrainscope.exceptions import InvalidDataError, LayerNotFoundError
 from retrainscope.lending import model_place
 from retrainscope.tracing import named_layers
 
-__all__ = ["train_only"]
+__all__ = ["train_only", "training"]
 
 
 @contextmanager
@@ -67,6 +67,13 @@ def train_only(model: nn.Module, layers: Recommendation | Iterable[str]) -> Iter
             f"Nothing is to be trained: {reason}. Use the model as it is, or name what to train: "
             "train_only(model, [names])."
         )
+    with training(model, trained):
+        yield chosen
+
+
+@contextmanager
+def training(model: nn.Module, trained: Set[int]) -> Iterator[None]:
+    """Freeze everything but the parameters and buffers with these ids, for as long as the context lasts."""
     frozen = [
         module
         for module in model.modules()
@@ -84,7 +91,7 @@ def train_only(model: nn.Module, layers: Recommendation | Iterable[str]) -> Iter
             # others, since spectral normalisation updates its vectors in one.
             handles.append(module.register_forward_pre_hook(_evaluate, prepend=True))
             module.training = False
-        yield chosen
+        yield
     finally:
         for handle in handles:
             handle.remove()

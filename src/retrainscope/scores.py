@@ -31,21 +31,39 @@ class Measured:
     ----------
     values : ndarray of shape (1 + n_resamples, 1 + n_classes, n_layers)
         Positive, larger is worse. First row: the whole sample. First column: all classes together.
-    reference : ndarray of the same shape, or with one layer
-        The measure where there is nothing to learn: at the input, or at the same layer of the control.
+    reference : ndarray of the same shape, or with one layer; or None
+        The measure where there is nothing to learn: at the input, or at the same layer of the control. None: the
+        measure has no such place, and needs are plain contrasts.
     classes : tuple of n_classes labels
     counts : ndarray of shape (n_classes,)
         Samples of each class.
     floor : float
         Added to every measure before its logarithm is taken: what is far below it is as good as nothing, and
         the ratio of two such values is noise.
+    in_nats : bool
+        Whether the measure is a logarithm by itself (an evidence, a coding rate), of any sign.
     """
 
     values: Floats
-    reference: Floats
+    reference: Floats | None
     classes: tuple[Label, ...]
     counts: Floats
     floor: float = 0.0
+    in_nats: bool = False
+
+    def logs(self) -> tuple[Floats, Floats]:
+        """Return values and reference in nats; without a reference, zeros."""
+        reference = np.zeros_like(self.values) if self.reference is None else self.reference
+        if self.in_nats:
+            return self.values, reference
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.log(self.values + self.floor)
+            return logs, (reference if self.reference is None else np.log(reference + self.floor))
+
+    def reference_by_layer(self) -> Floats:
+        """Return the reference of the whole sample, of shape (1 + n_classes, n_layers); NaN where there is none."""
+        whole = np.full_like(self.values[0], np.nan) if self.reference is None else self.reference[0]
+        return np.ascontiguousarray(np.broadcast_to(whole, self.values.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +82,7 @@ class LayerScores:
     unit : str
         Of the raw measures.
     reference_name : str
-        ``"input"`` or ``"control"``.
+        ``"input"``, ``"control"``, or ``""`` where the measure has no reference.
     layers : tuple of str
         In the order of execution.
     values : ndarray of shape (n_layers,)
@@ -190,7 +208,7 @@ class LayerScores:
         ]
         return Table(
             f"{self.estimator}: {self.measure} ({self.unit}); {known} known and {unknown} unknown samples; "
-            f"need in nats against the {self.reference_name}",
+            f"need in nats{f' against the {self.reference_name}' if self.reference_name else ''}",
             ["layer", "known", "unknown", "need", "90 % interval", *(str(self.classes[place]) for place in shown)],
             rows,
             note=self._note(len(shown)),
@@ -239,19 +257,14 @@ def score(
     -------
     LayerScores
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        contrast = np.log(unknown.values + unknown.floor) - np.log(known.values[:, :1] + known.floor)
-        expected = np.log(unknown.reference + unknown.floor) - np.log(known.reference[:, :1] + known.floor)
-        need = contrast - expected
+    (known_logs, known_expected), (unknown_logs, unknown_expected) = known.logs(), unknown.logs()
+    with np.errstate(invalid="ignore"):
+        need = unknown_logs - known_logs[:, :1] - (unknown_expected - known_expected[:, :1])
     need = np.where(np.isfinite(need), need, np.nan)
     tail = (1 - CONFIDENCE) / 2
     interval = np.moveaxis(np.quantile(need[1:], [tail, 1 - tail], axis=0), 0, -1)
-    n_layers = len(layers)
     novel = slice(1, None) if labelled else slice(1, 1)
-
-    def broad(reference: Floats) -> Floats:
-        return np.ascontiguousarray(np.broadcast_to(reference, (*reference.shape[:-1], n_layers)))
-
+    known_reference, unknown_reference = known.reference_by_layer(), unknown.reference_by_layer()
     return LayerScores(
         layers=layers,
         values=need[0, 0],
@@ -261,13 +274,13 @@ def score(
         per_class_interval=interval[novel],
         known=known.values[0, 0],
         unknown=unknown.values[0, 0],
-        known_reference=broad(known.reference)[0, 0],
-        unknown_reference=broad(unknown.reference)[0, 0],
+        known_reference=known_reference[0],
+        unknown_reference=unknown_reference[0],
         known_classes=known.classes if labelled else (),
         known_per_class=known.values[0, novel],
         unknown_per_class=unknown.values[0, novel],
-        known_per_class_reference=broad(known.reference)[0, novel],
-        unknown_per_class_reference=broad(unknown.reference)[0, novel],
+        known_per_class_reference=known_reference[novel],
+        unknown_per_class_reference=unknown_reference[novel],
         n_samples=(int(known.counts.sum()), int(unknown.counts.sum())),
         class_sizes=(_sizes(known.counts), _sizes(unknown.counts)),
         one_sided=one_sided,

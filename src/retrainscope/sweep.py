@@ -1,0 +1,539 @@
+"""`sweep_layers`: retrain and see, the ground truth that advice is held against."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retrainscope.base import autograd_on, check_same_shape, seed_of
+from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
+from retrainscope.checks import check_device, check_number
+from retrainscope.exceptions import InvalidDataError, LayerNotFoundError
+from retrainscope.finetuning import training
+from retrainscope.heads import (
+    check_classes,
+    collect_head_inputs,
+    fitted_head,
+    head_inputs,
+    ordered_classes,
+    output_places,
+    own_places,
+    predictions_of,
+    with_head,
+)
+from retrainscope.layers import Layers, layers_of
+from retrainscope.lending import borrow, copy_model, model_place
+from retrainscope.progress import progress_bar
+from retrainscope.saving import write_text
+from retrainscope.trials import LayerSweep, Trial, policy_name, summarise
+
+__all__ = ["sweep_layers"]
+
+_EVALUATED = 256  # samples a forward pass, where nothing is trained
+
+MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+
+
+def sweep_layers(
+    model: nn.Module,
+    known: Any,
+    unknown: Any,
+    *,
+    test: Any = None,
+    policies: Iterable[Iterable[str]] | None = None,
+    layers: Iterable[str | type[nn.Module]] | None = None,
+    head: str | None = None,
+    input_layer: str | None = None,
+    calls: str | None = None,
+    steps: int = 300,
+    batch_size: int = 32,
+    learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3),
+    optimizer: MakeOptimizer | None = None,
+    n_seeds: int = 3,
+    validation_size: float = 0.2,
+    test_size: float = 0.3,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device | None = None,
+    random_state: int | np.random.RandomState | None = None,
+    progress: bool | None = None,
+) -> LayerSweep:
+    """Retrain a model by every policy on the unknown data, and measure what each is worth.
+
+    Policies are: the head alone; the head and one layer, for every layer; the head and everything from a layer up;
+    everything; and, where the unknown classes are known ones, nothing. All start from the same weights and are
+    trained for as many steps on the same samples, in the same order, by cross-entropy; the learning rate falls
+    linearly to zero from the one of the grid that is best on validation samples, policy by policy. Accuracy is
+    measured on test samples that are used for nothing else. Frozen layers keep their batch statistics.
+
+    Where all unknown classes are known ones and the labels are places of the model's outputs, the model's own head is
+    trained further. Elsewhere it gives way to a new linear one, fitted to the frozen features by logistic
+    regression, so that what retraining a layer gains is not what the head has yet to learn (linear probing, then
+    fine-tuning).
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier. Copies of it are trained; afterwards it is bit for bit what it was.
+    known : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
+        Labelled data that the model knows, best not its training data: what retraining makes it forget is measured
+        on it.
+    unknown : as `known`
+        Labelled data that the model does not know, to retrain on; at least two classes.
+    test : as `known`, optional
+        Unknown data to test on. None holds out samples of `unknown`, other ones for every seed.
+    policies : iterable of iterables of str, optional
+        The sets of layers to train with the head, instead of those above; the head alone is always among them.
+    layers, head, input_layer, calls
+        See `find_layers`.
+    steps : int
+        Of the optimizer, for every policy.
+    batch_size : int
+        Samples a step, for data that is not batched.
+    learning_rates : sequence of float
+    optimizer : callable (parameters, learning_rate) -> torch.optim.Optimizer, optional
+        None is ``torch.optim.Adam``.
+    n_seeds : int
+        Repetitions with other splits and another order of samples, the same for all policies.
+    validation_size, test_size : float
+        Share of the samples of each class that is held out to choose the learning rate by, and, without `test`, to
+        test on.
+    checkpoint : path, optional
+        A file that what is done is written to after every policy; with it a sweep that was stopped goes on, and one
+        that is asked for more policies does these alone. Needs an integer `random_state`.
+    device, random_state, progress
+        As in `ActivationSpread`.
+
+    Returns
+    -------
+    LayerSweep
+
+    Raises
+    ------
+    InvalidDataError, LayerNotFoundError, ReusedLayerError, UnsupportedModelError
+        Before any training.
+
+    Notes
+    -----
+    Where training diverges at a learning rate, that one is left out and named in the result; where it does at all of
+    them, the policy has no accuracy and the others are kept.
+
+    References
+    ----------
+    Linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054. Tuning one part of a network: Lee et al.
+    2022, arXiv 2210.11466.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> y = torch.arange(80) % 2
+    >>> X = torch.randn(80, 4) + 2 * y[:, None]
+    >>> sweep = rs.sweep_layers(model, (X, y), (-X, y), steps=20, n_seeds=1, random_state=0)
+    >>> sweep.policies
+    ('none', 'head', 'all')
+    """
+    options = _Options(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rates=tuple(learning_rates),
+        optimizer=torch.optim.Adam if optimizer is None else optimizer,
+        n_seeds=n_seeds,
+        validation_size=validation_size,
+        test_size=None if test is not None else test_size,
+    )
+    options.check()
+    if checkpoint is not None and not isinstance(random_state, int):
+        raise InvalidDataError(
+            "With 'checkpoint' give an integer random_state, so that the sweep that goes on is the same one."
+        )
+    seed = seed_of(random_state)
+    home, dtype = model_place(model)
+    place = home if device is None else check_device(device)
+    known_data, unknown_data, test_data = (
+        None
+        if data is None
+        else as_batches(data, name=name, batch_size=batch_size, device=place, dtype=dtype, seed=seed % 2**32)
+        for data, name in ((known, "known"), (unknown, "unknown"), (test, "test"))
+    )
+    assert known_data is not None
+    assert unknown_data is not None
+    with autograd_on(), borrow(model, device=device, seed=seed) as lent:
+        first = known_data.first()
+        for data, name in ((unknown_data, "unknown"), (test_data, "test")):
+            if data is not None:
+                check_same_shape(input_shapes(first.inputs), data.first(), name=name)
+        found = layers_of(lent, first, layers=layers, head=head, input_layer=input_layer, calls=calls)
+        task = _Task.of(lent, found, known_data, unknown_data, test_data, options, seed)
+        wanted = _policies(found, policies, with_none=task.own_head)
+        done = _Checkpoint(checkpoint, _fingerprint(lent, task, options))
+        runs = [(trained, number) for number in range(n_seeds) for trained in wanted]
+        total = sum(1 if trained is None else len(options.learning_rates) for trained, _ in runs)
+        with progress_bar(what="retraining", progress=progress, total=total) as bar:
+            trials = {}
+            for trained, number in runs:
+                trial = done.get(trained, number)
+                if trial is None:
+                    trial = _try(lent, task, trained, number, options, tick=bar.update)
+                    done.put(trained, number, trial)
+                else:
+                    bar.update(1 if trained is None else len(options.learning_rates))
+                trials[trained, number] = trial
+    by_policy = {
+        policy_name(trained, found.names): [trials[trained, number] for number in range(n_seeds)] for trained in wanted
+    }
+    return summarise(
+        by_policy,
+        trained=tuple(trained or () for trained in wanted),
+        layers=found,
+        new_head=not task.own_head,
+        known_before=task.known_before,
+        learning_rates=options.learning_rates,
+        n_samples=task.n_samples,
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+    )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How every policy is trained."""
+
+    steps: int
+    batch_size: int
+    learning_rates: tuple[float, ...]
+    optimizer: MakeOptimizer
+    n_seeds: int
+    validation_size: float
+    test_size: float | None
+
+    def check(self) -> None:
+        check_number("steps", self.steps, whole=True)
+        check_number("n_seeds", self.n_seeds, whole=True)
+        check_number("validation_size", self.validation_size, whole=False, below=1)
+        if self.test_size is not None:
+            check_number("test_size", self.test_size, whole=False, below=1)
+        if not self.learning_rates:
+            raise InvalidDataError("The 'learning_rates' parameter is empty. Give at least one.")
+        for rate in self.learning_rates:
+            check_number("learning_rates", rate, whole=False)
+        if not callable(self.optimizer):
+            raise InvalidDataError(
+                "The 'optimizer' parameter must be a callable (parameters, learning_rate) -> Optimizer, such as "
+                f"torch.optim.SGD. Got {self.optimizer!r} instead."
+            )
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Who sees which samples of the unknown data, by their positions."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is to be learnt: data, classes, and the model that every policy starts from, one for each seed."""
+
+    layers: Layers
+    known: Batches
+    unknown: Batches
+    test: Batches
+    own_head: bool
+    places: dict[Label, int]  # of the unknown classes among the outputs of the starting model
+    known_places: dict[Label, int] | None  # of the known classes among the outputs of the model as given
+    known_before: float
+    splits: tuple[_Split, ...]
+    heads: tuple[nn.Linear | None, ...]
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layers: Layers,
+        known: Batches,
+        unknown: Batches,
+        test: Batches | None,
+        options: _Options,
+        seed: int,
+    ) -> "_Task":
+        n_outputs = head_inputs(model, layers.head, known.first().inputs)[1].shape[1]
+        labels = _labels(unknown)
+        classes, known_classes = ordered_classes(labels), ordered_classes(_labels(known))
+        check_classes(classes, "unknown")
+        if test is not None:
+            _check_test_classes(ordered_classes(_labels(test)), classes)
+        splits = tuple(
+            _split(labels, classes, options, np.random.default_rng([seed, number])) for number in range(options.n_seeds)
+        )
+        own = own_places(n_outputs, known_classes, classes)
+        places = {label: place for place, label in enumerate(classes)} if own is None else own
+        heads: list[nn.Linear | None] = [None] * options.n_seeds
+        if own is None:
+            features, _ = collect_head_inputs(model, layers.head, unknown)
+            for number, split in enumerate(splits):
+                mine = [labels[row] for row in split.train]
+                heads[number] = fitted_head(features[torch.from_numpy(split.train)], mine, classes)
+            with_head(model, layers.head, heads[0])  # type: ignore[arg-type]  # refused here, before any training
+        known_places = output_places(n_outputs, known_classes)
+        return cls(
+            layers=layers,
+            known=known,
+            unknown=unknown,
+            test=unknown if test is None else test,
+            own_head=own is not None,
+            places=places,
+            known_places=known_places,
+            known_before=_mean(None if known_places is None else _hits(model, known, known_places)),
+            splits=splits,
+            heads=tuple(heads),
+            seed=seed,
+        )
+
+    @property
+    def n_samples(self) -> tuple[int, int, int, int]:
+        """Samples to train on, to validate and to test, and of the known data."""
+        split = self.splits[0]
+        n_test = len(_labels(self.test)) if split.test is None else len(split.test)
+        return len(split.train), len(split.validation), n_test, len(_labels(self.known))
+
+    def start(self, model: nn.Module, number: int) -> nn.Module:
+        """Return a copy of the model as every policy starts from it."""
+        head = self.heads[number]
+        return copy_model(model if head is None else with_head(model, self.layers.head, head))
+
+
+def _policies(
+    layers: Layers, asked: Iterable[Iterable[str]] | None, *, with_none: bool
+) -> list[tuple[str, ...] | None]:
+    """Return the sets of layers to train with the head, each once and in the order of execution; None is no training."""
+    names = layers.names
+    if asked is None:
+        sets = [(), *((name,) for name in names), *(names[place:] for place in reversed(range(len(names))))]
+    else:
+        sets = [(), *(_checked_policy(policy, names) for policy in asked)]
+    unique: list[tuple[str, ...] | None] = [*dict.fromkeys(sets)]
+    return [None, *unique] if with_none else unique
+
+
+def _checked_policy(policy: Iterable[str], names: tuple[str, ...]) -> tuple[str, ...]:
+    policy = [policy] if isinstance(policy, str) else [*policy]
+    for name in policy:
+        if name not in names:
+            raise LayerNotFoundError.for_name(name, names, what="measured layer")
+    return tuple(name for name in names if name in policy)
+
+
+def _labels(batches: Batches) -> list[Label]:
+    return [label for batch in batches for label in (batch.labels or (None,) * len(batch))]
+
+
+def _check_test_classes(test: tuple[Label, ...], unknown: tuple[Label, ...]) -> None:
+    strange = [label for label in test if label not in unknown]
+    if strange:
+        raise InvalidDataError(
+            f"The test data has classes that the unknown data lacks: {', '.join(map(repr, strange[:5]))}. Nothing can "
+            "be learnt about them; leave them out."
+        )
+
+
+def _split(labels: list[Label], classes: tuple[Label, ...], options: _Options, rng: np.random.Generator) -> _Split:
+    """Divide the samples of each class at random."""
+    parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
+    least = 2 if options.test_size is not None else 1
+    for label in classes:
+        rows = rng.permutation([row for row, other in enumerate(labels) if other == label])
+        n_test = 0 if options.test_size is None else max(1, round(options.test_size * len(rows)))
+        n_validation = max(1, round(options.validation_size * (len(rows) - n_test)))
+        if len(rows) - n_test - n_validation < 1:
+            raise InvalidDataError(
+                f"The unknown class {label!r} has {len(rows)} sample{'' if len(rows) == 1 else 's'}; at least "
+                f"{least + 1} are needed, to train on, to validate{' and to test' if least == 2 else ''}, better fifty."
+            )
+        for part, chosen in zip(parts, np.split(rows, [n_test, n_test + n_validation]), strict=True):
+            part.append(chosen)
+    test, validation, train = (np.sort(np.concatenate(part)) for part in parts)
+    return _Split(train=train, validation=validation, test=None if options.test_size is None else test)
+
+
+def _try(
+    model: nn.Module,
+    task: _Task,
+    trained: tuple[str, ...] | None,
+    number: int,
+    options: _Options,
+    *,
+    tick: Callable[[], Any],
+) -> Trial:
+    """Retrain by one policy with every learning rate, and test what was best on the validation samples."""
+    began = time.perf_counter()
+    split = task.splits[number]
+    validation = task.unknown.subset(split.validation)
+    test = task.test if split.test is None else task.test.subset(split.test)
+    if trained is None:
+        tick()
+        hits = _hits(model, test, task.places)
+        accuracy = _mean(_hits(model, validation, task.places))
+        return Trial(hits, task.known_before, (accuracy,), np.nan, time.perf_counter() - began)
+    best: tuple[float, float] = (-np.inf, -np.inf)
+    best_model, best_rate, validated = None, np.nan, []
+    for rate in options.learning_rates:
+        start = task.start(model, number)
+        converged = _train(start, task, trained, number, rate, options)
+        accuracy, loss = _validated(start, validation, task.places) if converged else (np.nan, np.inf)
+        validated.append(accuracy)
+        if np.isfinite(accuracy) and (accuracy, -loss) > best:
+            best, best_model, best_rate = (accuracy, -loss), start, rate
+        tick()
+    if best_model is None:
+        return Trial(None, np.nan, tuple(validated), np.nan, time.perf_counter() - began)
+    hits = _hits(best_model, test, task.places)
+    seconds = time.perf_counter() - began
+    if task.known_places is None:
+        known = None
+    else:
+        if not task.own_head:  # what the body still knows, seen through the head that it had
+            best_model.set_submodule(task.layers.head, model.get_submodule(task.layers.head))
+        known = _hits(best_model, task.known, task.known_places)
+    return Trial(hits, _mean(known), tuple(validated), best_rate, seconds)
+
+
+def _train(
+    model: nn.Module, task: _Task, trained: tuple[str, ...], number: int, rate: float, options: _Options
+) -> bool:
+    """Train some layers and the head; tell whether the loss stayed finite."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    head = [f"{task.layers.head}.{name}" for name, _ in model.get_submodule(task.layers.head).named_parameters()]
+    owned = [*head, *(name for layer in (*trained, task.layers.head) for name in _owned(task.layers, layer))]
+    ids = {id(tensors[name]) for name in owned if name in tensors}
+    parameters = [parameter for parameter in model.parameters() if id(parameter) in ids]
+    torch.manual_seed(task.seed + number)
+    with training(model, ids):
+        model.train()
+        optimizer = options.optimizer(parameters, rate)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / options.steps, options.steps)
+        rows = task.splits[number].train
+        for batch in _endless(replace(task.unknown, batch_size=options.batch_size), rows, task.seed + number, options):
+            loss = nn.functional.cross_entropy(
+                predictions_of(model, batch.inputs).float(), _targets(batch, task.places)
+            )
+            if not torch.isfinite(loss):
+                return False
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    return True
+
+
+def _owned(layers: Layers, name: str) -> tuple[str, ...]:
+    return (*layers.parameters[name], *layers.buffers[name])
+
+
+def _endless(batches: Batches, rows: NDArray[np.int64], seed: int, options: _Options) -> Iterator[Batch]:
+    """Yield as many batches as there are steps, pass after pass, in another order each time."""
+    taken, epoch = 0, 0
+    while True:
+        epoch += 1
+        for batch in batches.subset(rows, order_seed=(seed + 7919 * epoch) % 2**32):
+            if len(batch) < 2 < len(rows):  # batch normalisation needs two
+                continue
+            yield batch
+            taken += 1
+            if taken == options.steps:
+                return
+
+
+def _targets(batch: Batch, places: dict[Label, int]) -> Tensor:
+    inputs = batch.inputs if isinstance(batch.inputs, Tensor) else next(iter(batch.inputs.values()))
+    return torch.tensor([places[label] for label in batch.labels or ()], device=inputs.device)
+
+
+@torch.no_grad()
+def _hits(model: nn.Module, batches: Batches, places: dict[Label, int]) -> NDArray[np.bool_]:
+    """Tell for each sample whether its class has the highest output, in the order of positions."""
+    rows, hits = [], []
+    for batch in replace(batches, batch_size=max(batches.batch_size, _EVALUATED)):
+        predicted = predictions_of(model, batch.inputs).argmax(dim=1)
+        hits.append((predicted == _targets(batch, places)).cpu().numpy())
+        rows.append(batch.positions)
+    found: NDArray[np.bool_] = np.concatenate(hits)[np.argsort(np.concatenate(rows))]
+    return found
+
+
+@torch.no_grad()
+def _validated(model: nn.Module, batches: Batches, places: dict[Label, int]) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy."""
+    outputs, targets = [], []
+    for batch in replace(batches, batch_size=max(batches.batch_size, _EVALUATED)):
+        outputs.append(predictions_of(model, batch.inputs).float())
+        targets.append(_targets(batch, places))
+    scores, truth = torch.cat(outputs), torch.cat(targets)
+    loss = float(nn.functional.cross_entropy(scores, truth))
+    return (float((scores.argmax(dim=1) == truth).float().mean()) if np.isfinite(loss) else np.nan), loss
+
+
+def _mean(hits: NDArray[np.bool_] | None) -> float:
+    return np.nan if hits is None else float(hits.mean())
+
+
+def _fingerprint(model: nn.Module, task: _Task, options: _Options) -> str:
+    """Tell sweeps apart by all that decides their results but the policies."""
+    digest = hashlib.sha256()
+    for tensor in (*model.state_dict().values(), *_tensors(task.unknown.first()), *_tensors(task.test.first())):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    optimizer = getattr(options.optimizer, "__qualname__", type(options.optimizer).__qualname__)
+    settings = replace(options, optimizer=optimizer)  # type: ignore[arg-type]
+    digest.update(repr((settings, task.seed, task.layers.head, _labels(task.unknown), task.n_samples)).encode())
+    return digest.hexdigest()
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [batch.inputs] if isinstance(batch.inputs, Tensor) else list(batch.inputs.values())
+
+
+class _Checkpoint:
+    """What is done, kept in a file of JSON that is written whole after every policy."""
+
+    def __init__(self, path: str | Path | None, fingerprint: str) -> None:
+        self._path = None if path is None else Path(path)
+        self._document: dict[str, Any] = {"fingerprint": fingerprint, "trials": {}}
+        if self._path is None or not self._path.exists():
+            return
+        found: Any = None
+        with suppress(UnicodeDecodeError, json.JSONDecodeError):
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("fingerprint") != fingerprint:
+            raise InvalidDataError(
+                f"{path} holds no part of this sweep: model, data, settings and random_state must be the same. Name "
+                "another file with checkpoint=, or remove this one."
+            )
+        self._document = found
+
+    def get(self, trained: tuple[str, ...] | None, number: int) -> Trial | None:
+        plain = self._document["trials"].get(_key(trained, number))
+        return None if plain is None else Trial.from_plain(plain)
+
+    def put(self, trained: tuple[str, ...] | None, number: int, trial: Trial) -> None:
+        self._document["trials"][_key(trained, number)] = trial.to_plain()
+        if self._path is not None:
+            write_text(self._path, json.dumps(self._document))
+
+
+def _key(trained: tuple[str, ...] | None, number: int) -> str:
+    return json.dumps([trained, number])
