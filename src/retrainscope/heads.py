@@ -1,5 +1,6 @@
 """The head of a classifier: which output stands for which class, what goes in, and a new one in its place."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from retrainscope.batches import Batches, Inputs, Label
-from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.exceptions import InvalidDataError, NonFiniteError, UnsupportedModelError
 from retrainscope.lending import copy_model
 from retrainscope.outputs import output_of
 from retrainscope.tracing import call_model, named_layers
@@ -142,10 +143,20 @@ def fit_head(features: Tensor, targets: Tensor, n_classes: int) -> nn.Linear:
     -------
     nn.Linear
         On the device and of the type of the features.
+
+    Raises
+    ------
+    NonFiniteError
+        If a feature is NaN or infinite.
     """
     X: NDArray[np.float64] = features.detach().double().cpu().numpy()
+    if not np.isfinite(X).all():
+        raise NonFiniteError(
+            "What goes into the head has NaN or infinity. Remove the samples that cause it or, if the model is in half "
+            "precision, give model.float()."
+        )
     scaler = StandardScaler().fit(X)
-    fitted = LogisticRegression(max_iter=2000, tol=1e-3).fit(scaler.transform(X), targets.cpu().numpy())
+    fitted = LogisticRegression(max_iter=2000).fit(scaler.transform(X), targets.cpu().numpy())
     weight, bias = fitted.coef_, fitted.intercept_
     if n_classes == 2:  # scikit-learn keeps the log odds alone
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -173,14 +184,19 @@ def with_head(model: nn.Module, head: str, linear: nn.Linear) -> nn.Module:
         If the head is no ``nn.Linear`` of as many inputs.
     """
     old = named_layers(model, [head], what="head")[head]
-    if not isinstance(old, nn.Linear) or old.in_features != linear.in_features:
+    if isinstance(old, nn.Linear) and old.in_features != linear.in_features:
+        raise UnsupportedModelError(
+            f"The head {head!r} takes {old.in_features} features, and {linear.in_features} go into it for a sample: it "
+            "runs at several places, and a new head for new classes cannot take its place. Name another with head=."
+        )
+    if not isinstance(old, nn.Linear):
         raise UnsupportedModelError(
             f"The head {head!r} is a {type(old).__name__}; a new head for new classes can take the place of an "
             "nn.Linear only. Name another with head=, or give the model outputs for the unknown classes and number "
             "the labels by them."
         )
     renewed = copy_model(model)
-    renewed.set_submodule(head, linear)
+    renewed.set_submodule(head, copy.deepcopy(linear))
     return renewed
 
 

@@ -1,10 +1,11 @@
 """`sweep_layers`: retrain and see, the ground truth that advice is held against."""
 
+import functools
 import hashlib
 import json
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrainscope.base import autograd_on, check_same_shape, seed_of
-from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
-from retrainscope.checks import check_device, check_number
-from retrainscope.exceptions import InvalidDataError, LayerNotFoundError
+from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, items_of
+from retrainscope.checks import check_device, check_number, reason_of
+from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
 from retrainscope.finetuning import training
 from retrainscope.heads import (
     check_classes,
@@ -74,10 +75,10 @@ def sweep_layers(
     linearly to zero from the one of the grid that is best on validation samples, policy by policy. Accuracy is
     measured on test samples that are used for nothing else. Frozen layers keep their batch statistics.
 
-    Where all unknown classes are known ones and the labels are places of the model's outputs, the model's own head is
-    trained further. Elsewhere it gives way to a new linear one, fitted to the frozen features by logistic
-    regression, so that what retraining a layer gains is not what the head has yet to learn (linear probing, then
-    fine-tuning).
+    Every policy starts from a new linear head in the place of the model's own, fitted to the frozen features by
+    logistic regression, so that what retraining a layer gains is not what the head has yet to learn (linear
+    probing, then fine-tuning). Where all unknown classes are known ones and the labels are places of the model's
+    outputs, its own head stays if it is no worse than the new one on the validation samples, or cannot be replaced.
 
     Parameters
     ----------
@@ -102,13 +103,14 @@ def sweep_layers(
     optimizer : callable (parameters, learning_rate) -> torch.optim.Optimizer, optional
         None is ``torch.optim.Adam``.
     n_seeds : int
-        Repetitions with other splits and another order of samples, the same for all policies.
+        Repetitions with other splits and another order of samples, the same for all policies; a loader keeps its order.
     validation_size, test_size : float
         Share of the samples of each class that is held out to choose the learning rate by, and, without `test`, to
         test on.
     checkpoint : path, optional
         A file that what is done is written to after every policy; with it a sweep that was stopped goes on, and one
-        that is asked for more policies does these alone. Needs an integer `random_state`.
+        that is asked for more policies does these alone. Needs an integer `random_state`. Model, data and settings
+        must be the same; of `optimizer` the name is looked at, and what a ``functools.partial`` gives it.
     device, random_state, progress
         As in `ActivationSpread`.
 
@@ -146,17 +148,14 @@ def sweep_layers(
     options = _Options(
         steps=steps,
         batch_size=batch_size,
-        learning_rates=tuple(learning_rates),
+        learning_rates=learning_rates,
         optimizer=torch.optim.Adam if optimizer is None else optimizer,
         n_seeds=n_seeds,
         validation_size=validation_size,
         test_size=None if test is not None else test_size,
-    )
-    options.check()
-    if checkpoint is not None and not isinstance(random_state, int):
-        raise InvalidDataError(
-            "With 'checkpoint' give an integer random_state, so that the sweep that goes on is the same one."
-        )
+    ).checked()
+    if checkpoint is not None:
+        _check_checkpoint(Path(checkpoint), random_state)
     seed = seed_of(random_state)
     home, dtype = model_place(model)
     place = home if device is None else check_device(device)
@@ -175,9 +174,9 @@ def sweep_layers(
                 check_same_shape(input_shapes(first.inputs), data.first(), name=name)
         found = layers_of(lent, first, layers=layers, head=head, input_layer=input_layer, calls=calls)
         task = _Task.of(lent, found, known_data, unknown_data, test_data, options, seed)
-        wanted = _policies(found, policies, with_none=task.own_head)
-        done = _Checkpoint(checkpoint, _fingerprint(lent, task, options))
-        runs = [(trained, number) for number in range(n_seeds) for trained in wanted]
+        wanted = _policies(found, policies, with_none=task.own_places is not None)
+        done = _Checkpoint(checkpoint, "" if checkpoint is None else _fingerprint(lent, task, options))
+        runs = [(trained, number) for number in range(options.n_seeds) for trained in wanted]
         total = sum(1 if trained is None else len(options.learning_rates) for trained, _ in runs)
         with progress_bar(what="retraining", progress=progress, total=total) as bar:
             trials = {}
@@ -190,19 +189,21 @@ def sweep_layers(
                     bar.update(1 if trained is None else len(options.learning_rates))
                 trials[trained, number] = trial
     by_policy = {
-        policy_name(trained, found.names): [trials[trained, number] for number in range(n_seeds)] for trained in wanted
+        policy_name(trained, found.names): [trials[trained, number] for number in range(options.n_seeds)]
+        for trained in wanted
     }
     return summarise(
         by_policy,
         trained=tuple(trained or () for trained in wanted),
         layers=found,
-        new_head=not task.own_head,
+        new_head=tuple(head is not None for head in task.heads),
         known_before=task.known_before,
-        learning_rates=options.learning_rates,
+        learning_rates=tuple(options.learning_rates),
         n_samples=task.n_samples,
         seed=seed,
-        steps=steps,
-        batch_size=batch_size,
+        same_test=test is not None,
+        steps=options.steps,
+        batch_size=options.batch_size,
     )
 
 
@@ -212,27 +213,39 @@ class _Options:
 
     steps: int
     batch_size: int
-    learning_rates: tuple[float, ...]
+    learning_rates: Sequence[float]
     optimizer: MakeOptimizer
     n_seeds: int
     validation_size: float
     test_size: float | None
 
-    def check(self) -> None:
-        check_number("steps", self.steps, whole=True)
-        check_number("n_seeds", self.n_seeds, whole=True)
+    def checked(self) -> "_Options":
+        """Refuse what cannot be; return the options in Python's own numbers, which can be saved."""
+        for name in ("steps", "batch_size", "n_seeds"):
+            check_number(name, getattr(self, name), whole=True)
         check_number("validation_size", self.validation_size, whole=False, below=1)
         if self.test_size is not None:
             check_number("test_size", self.test_size, whole=False, below=1)
-        if not self.learning_rates:
-            raise InvalidDataError("The 'learning_rates' parameter is empty. Give at least one.")
-        for rate in self.learning_rates:
+        rates = [*self.learning_rates] if isinstance(self.learning_rates, Iterable) else []
+        if not rates:
+            raise InvalidDataError(
+                "The 'learning_rates' parameter must be a sequence of at least one number. Got "
+                f"{self.learning_rates!r} instead."
+            )
+        for rate in rates:
             check_number("learning_rates", rate, whole=False)
         if not callable(self.optimizer):
             raise InvalidDataError(
                 "The 'optimizer' parameter must be a callable (parameters, learning_rate) -> Optimizer, such as "
                 f"torch.optim.SGD. Got {self.optimizer!r} instead."
             )
+        return replace(
+            self,
+            steps=int(self.steps),
+            batch_size=int(self.batch_size),
+            learning_rates=tuple(float(rate) for rate in rates),
+            n_seeds=int(self.n_seeds),
+        )
 
 
 @dataclass(frozen=True)
@@ -252,8 +265,8 @@ class _Task:
     known: Batches
     unknown: Batches
     test: Batches
-    own_head: bool
-    places: dict[Label, int]  # of the unknown classes among the outputs of the starting model
+    classes: tuple[Label, ...]  # of the unknown data, in the order of a new head's outputs
+    own_places: dict[Label, int] | None  # of these classes among the outputs of the model as given
     known_places: dict[Label, int] | None  # of the known classes among the outputs of the model as given
     known_before: float
     splits: tuple[_Split, ...]
@@ -271,36 +284,47 @@ class _Task:
         options: _Options,
         seed: int,
     ) -> "_Task":
-        n_outputs = head_inputs(model, layers.head, known.first().inputs)[1].shape[1]
+        with torch.no_grad():
+            n_outputs = predictions_of(model, known.first().inputs).shape[1]
         labels = _labels(unknown)
         classes, known_classes = ordered_classes(labels), ordered_classes(_labels(known))
         check_classes(classes, "unknown")
+        if not unknown.indexed and _labels(unknown) != labels:
+            raise InvalidDataError(
+                "The unknown data comes in another order at every pass, so that test samples cannot be told from those "
+                "to train on. Give (X, y), a Dataset, or a DataLoader that shuffles by torch's generators."
+            )
         if test is not None:
             _check_test_classes(ordered_classes(_labels(test)), classes)
         splits = tuple(
             _split(labels, classes, options, np.random.default_rng([seed, number])) for number in range(options.n_seeds)
         )
         own = own_places(n_outputs, known_classes, classes)
-        places = {label: place for place, label in enumerate(classes)} if own is None else own
-        heads: list[nn.Linear | None] = [None] * options.n_seeds
-        if own is None:
+        if own is not None and not layers.parameters[layers.head]:
+            raise UnsupportedModelError(
+                f"The head {layers.head!r} has no parameters to train. Name the last layer that has, with head=."
+            )
+        heads: tuple[nn.Linear | None, ...] = (None,) * len(splits)
+        try:  # refused here, before any training, where a new head does not fit
             features, _ = collect_head_inputs(model, layers.head, unknown)
-            for number, split in enumerate(splits):
-                mine = [labels[row] for row in split.train]
-                heads[number] = fitted_head(features[torch.from_numpy(split.train)], mine, classes)
-            with_head(model, layers.head, heads[0])  # type: ignore[arg-type]  # refused here, before any training
+            heads = tuple(
+                _starting_head(model, layers.head, features, labels, classes, split, unknown, own) for split in splits
+            )
+        except UnsupportedModelError:
+            if own is None:
+                raise
         known_places = output_places(n_outputs, known_classes)
         return cls(
             layers=layers,
             known=known,
             unknown=unknown,
             test=unknown if test is None else test,
-            own_head=own is not None,
-            places=places,
+            classes=classes,
+            own_places=own,
             known_places=known_places,
             known_before=_mean(None if known_places is None else _hits(model, known, known_places)),
             splits=splits,
-            heads=tuple(heads),
+            heads=heads,
             seed=seed,
         )
 
@@ -314,13 +338,47 @@ class _Task:
     def start(self, model: nn.Module, number: int) -> nn.Module:
         """Return a copy of the model as every policy starts from it."""
         head = self.heads[number]
-        return copy_model(model if head is None else with_head(model, self.layers.head, head))
+        return copy_model(model) if head is None else with_head(model, self.layers.head, head)
+
+    def places(self, number: int) -> dict[Label, int]:
+        """Return which output of the starting model stands for which unknown class."""
+        if self.heads[number] is None:
+            assert self.own_places is not None
+            return self.own_places
+        return {label: place for place, label in enumerate(self.classes)}
+
+
+def _starting_head(
+    model: nn.Module,
+    head: str,
+    features: Tensor,
+    labels: list[Label],
+    classes: tuple[Label, ...],
+    split: _Split,
+    unknown: Batches,
+    own: dict[Label, int] | None,
+) -> nn.Linear | None:
+    """Fit a new head, or return None where the model's own is no worse on the validation samples."""
+    fitted = fitted_head(features[torch.from_numpy(split.train)], [labels[row] for row in split.train], classes)
+    renewed = with_head(model, head, fitted)
+    with torch.no_grad():
+        n_outputs = head_inputs(renewed, head, unknown.first().inputs)[1].shape[1]
+    if n_outputs != len(classes):
+        raise UnsupportedModelError(
+            f"With a new head {head!r} for {len(classes)} classes the model returns {n_outputs} class scores. Name the "
+            "layer that makes them with head=."
+        )
+    if own is None:
+        return fitted
+    validation = unknown.subset(split.validation)
+    places = {label: place for place, label in enumerate(classes)}
+    return None if _hits(model, validation, own).mean() >= _hits(renewed, validation, places).mean() else fitted
 
 
 def _policies(
     layers: Layers, asked: Iterable[Iterable[str]] | None, *, with_none: bool
 ) -> list[tuple[str, ...] | None]:
-    """Return the sets of layers to train with the head, each once and in the order of execution; None is no training."""
+    """Return the sets of layers to train with the head, each once, in the order of execution; None is no training."""
     names = layers.names
     if asked is None:
         sets = [(), *((name,) for name in names), *(names[place:] for place in reversed(range(len(names))))]
@@ -343,6 +401,8 @@ def _labels(batches: Batches) -> list[Label]:
 
 
 def _check_test_classes(test: tuple[Label, ...], unknown: tuple[Label, ...]) -> None:
+    if test == (None,):
+        raise InvalidDataError("The test data has no labels, and this needs them. Give (X, y).")
     strange = [label for label in test if label not in unknown]
     if strange:
         raise InvalidDataError(
@@ -354,15 +414,16 @@ def _check_test_classes(test: tuple[Label, ...], unknown: tuple[Label, ...]) -> 
 def _split(labels: list[Label], classes: tuple[Label, ...], options: _Options, rng: np.random.Generator) -> _Split:
     """Divide the samples of each class at random."""
     parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
-    least = 2 if options.test_size is not None else 1
+    least = 3 if options.test_size is not None else 2
     for label in classes:
         rows = rng.permutation([row for row, other in enumerate(labels) if other == label])
         n_test = 0 if options.test_size is None else max(1, round(options.test_size * len(rows)))
         n_validation = max(1, round(options.validation_size * (len(rows) - n_test)))
         if len(rows) - n_test - n_validation < 1:
+            held_out = f"{n_validation} to validate{f' and {n_test} to test' if n_test else ''}"
             raise InvalidDataError(
-                f"The unknown class {label!r} has {len(rows)} sample{'' if len(rows) == 1 else 's'}; at least "
-                f"{least + 1} are needed, to train on, to validate{' and to test' if least == 2 else ''}, better fifty."
+                f"The unknown class {label!r} has {len(rows)} sample{'' if len(rows) == 1 else 's'}: with {held_out} "
+                f"none is left to train on. Give at least {least}, better fifty, or hold out a smaller share."
             )
         for part, chosen in zip(parts, np.split(rows, [n_test, n_test + n_validation]), strict=True):
             part.append(chosen)
@@ -381,32 +442,35 @@ def _try(
 ) -> Trial:
     """Retrain by one policy with every learning rate, and test what was best on the validation samples."""
     began = time.perf_counter()
+    _start_noise(task.seed + number)  # so that a trial does not depend on those before it
     split = task.splits[number]
     validation = task.unknown.subset(split.validation)
     test = task.test if split.test is None else task.test.subset(split.test)
     if trained is None:
         tick()
-        hits = _hits(model, test, task.places)
-        accuracy = _mean(_hits(model, validation, task.places))
+        assert task.own_places is not None
+        hits = _hits(model, test, task.own_places)
+        accuracy = _mean(_hits(model, validation, task.own_places))
         return Trial(hits, task.known_before, (accuracy,), np.nan, time.perf_counter() - began)
+    places = task.places(number)
     best: tuple[float, float] = (-np.inf, -np.inf)
     best_model, best_rate, validated = None, np.nan, []
     for rate in options.learning_rates:
         start = task.start(model, number)
         converged = _train(start, task, trained, number, rate, options)
-        accuracy, loss = _validated(start, validation, task.places) if converged else (np.nan, np.inf)
+        accuracy, loss = _validated(start, validation, places) if converged else (np.nan, np.inf)
         validated.append(accuracy)
         if np.isfinite(accuracy) and (accuracy, -loss) > best:
             best, best_model, best_rate = (accuracy, -loss), start, rate
         tick()
     if best_model is None:
         return Trial(None, np.nan, tuple(validated), np.nan, time.perf_counter() - began)
-    hits = _hits(best_model, test, task.places)
+    hits = _hits(best_model, test, places)
     seconds = time.perf_counter() - began
     if task.known_places is None:
         known = None
     else:
-        if not task.own_head:  # what the body still knows, seen through the head that it had
+        if task.heads[number] is not None:  # what the body still knows, seen through the head that it had
             best_model.set_submodule(task.layers.head, model.get_submodule(task.layers.head))
         known = _hits(best_model, task.known, task.known_places)
     return Trial(hits, _mean(known), tuple(validated), best_rate, seconds)
@@ -421,7 +485,7 @@ def _train(
     owned = [*head, *(name for layer in (*trained, task.layers.head) for name in _owned(task.layers, layer))]
     ids = {id(tensors[name]) for name in owned if name in tensors}
     parameters = [parameter for parameter in model.parameters() if id(parameter) in ids]
-    torch.manual_seed(task.seed + number)
+    _start_noise(task.seed + number)
     with training(model, ids):
         model.train()
         optimizer = options.optimizer(parameters, rate)
@@ -429,7 +493,7 @@ def _train(
         rows = task.splits[number].train
         for batch in _endless(replace(task.unknown, batch_size=options.batch_size), rows, task.seed + number, options):
             loss = nn.functional.cross_entropy(
-                predictions_of(model, batch.inputs).float(), _targets(batch, task.places)
+                predictions_of(model, batch.inputs).float(), _targets(batch, task.places(number))
             )
             if not torch.isfinite(loss):
                 return False
@@ -445,18 +509,29 @@ def _owned(layers: Layers, name: str) -> tuple[str, ...]:
     return (*layers.parameters[name], *layers.buffers[name])
 
 
+def _start_noise(seed: int) -> None:
+    """Start the generators that dropout in the model and augmentation in the data may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 -- the global state is what the user's code draws from
+    torch.manual_seed(seed)
+
+
 def _endless(batches: Batches, rows: NDArray[np.int64], seed: int, options: _Options) -> Iterator[Batch]:
     """Yield as many batches as there are steps, pass after pass, in another order each time."""
-    taken, epoch = 0, 0
+    taken, epoch, single = 0, 0, False
     while True:
-        epoch += 1
-        for batch in batches.subset(rows, order_seed=(seed + 7919 * epoch) % 2**32):
-            if len(batch) < 2 < len(rows):  # batch normalisation needs two
+        epoch, before = epoch + 1, taken
+        pass_seed = (seed + 7919 * epoch) % 2**32
+        for place, batch in enumerate(batches.subset(rows, order_seed=pass_seed)):
+            if place == 0:
+                _start_noise(pass_seed)  # a stream has just started them where it did at the pass before
+            if len(batch) < 2 and not single:  # batch normalisation needs two
                 continue
             yield batch
             taken += 1
             if taken == options.steps:
                 return
+        single = single or taken == before  # there are no others
 
 
 def _targets(batch: Batch, places: dict[Label, int]) -> Tensor:
@@ -469,8 +544,9 @@ def _hits(model: nn.Module, batches: Batches, places: dict[Label, int]) -> NDArr
     """Tell for each sample whether its class has the highest output, in the order of positions."""
     rows, hits = [], []
     for batch in replace(batches, batch_size=max(batches.batch_size, _EVALUATED)):
-        predicted = predictions_of(model, batch.inputs).argmax(dim=1)
-        hits.append((predicted == _targets(batch, places)).cpu().numpy())
+        outputs = predictions_of(model, batch.inputs)
+        right = outputs.argmax(dim=1) == _targets(batch, places)
+        hits.append((right & ~outputs.isnan().any(dim=1)).cpu().numpy())  # argmax takes NaN for the highest
         rows.append(batch.positions)
     found: NDArray[np.bool_] = np.concatenate(hits)[np.argsort(np.concatenate(rows))]
     return found
@@ -495,16 +571,39 @@ def _mean(hits: NDArray[np.bool_] | None) -> float:
 def _fingerprint(model: nn.Module, task: _Task, options: _Options) -> str:
     """Tell sweeps apart by all that decides their results but the policies."""
     digest = hashlib.sha256()
-    for tensor in (*model.state_dict().values(), *_tensors(task.unknown.first()), *_tensors(task.test.first())):
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    optimizer = getattr(options.optimizer, "__qualname__", type(options.optimizer).__qualname__)
-    settings = replace(options, optimizer=optimizer)  # type: ignore[arg-type]
-    digest.update(repr((settings, task.seed, task.layers.head, _labels(task.unknown), task.n_samples)).encode())
+
+    def add(tensors: Iterable[Any]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+    add(model.state_dict().values())
+    for batches in (task.known, task.unknown, task.test):
+        for batch in batches:
+            add(tensor for _, tensor in items_of(batch.inputs))
+            digest.update(repr(batch.labels).encode())
+    settings = replace(options, optimizer=_name_of(options.optimizer))  # type: ignore[arg-type]
+    owned = (task.layers.head, task.layers.parameters, task.layers.buffers)
+    digest.update(repr((settings, task.seed, owned, task.n_samples)).encode())
     return digest.hexdigest()
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [batch.inputs] if isinstance(batch.inputs, Tensor) else list(batch.inputs.values())
+def _name_of(make: Callable[..., Any]) -> str:
+    """Name a callable; a partial one with what it was given."""
+    if isinstance(make, functools.partial):
+        return f"{_name_of(make.func)}{make.args}{make.keywords}"
+    return getattr(make, "__qualname__", type(make).__qualname__)
+
+
+def _check_checkpoint(path: Path, random_state: Any) -> None:
+    if not isinstance(random_state, int | np.integer):
+        raise InvalidDataError(
+            "With 'checkpoint' give an integer random_state, so that the sweep that goes on is the same one."
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        raise InvalidDataError(
+            f"The 'checkpoint' parameter must name a file in a folder that exists. Got {str(path)!r} instead."
+        )
 
 
 class _Checkpoint:
@@ -512,27 +611,33 @@ class _Checkpoint:
 
     def __init__(self, path: str | Path | None, fingerprint: str) -> None:
         self._path = None if path is None else Path(path)
-        self._document: dict[str, Any] = {"fingerprint": fingerprint, "trials": {}}
+        self._fingerprint = fingerprint
+        self._trials: dict[str, Trial] = {}
         if self._path is None or not self._path.exists():
             return
-        found: Any = None
-        with suppress(UnicodeDecodeError, json.JSONDecodeError):
+        way_out = "Name another file with checkpoint=, or remove this one."
+        try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("fingerprint") != fingerprint:
+            same = found["fingerprint"] == fingerprint
+            self._trials = {key: Trial.from_plain(plain) for key, plain in found["trials"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidDataError(
-                f"{path} holds no part of this sweep: model, data, settings and random_state must be the same. Name "
-                "another file with checkpoint=, or remove this one."
+                f"{path} is no checkpoint of a sweep, or a damaged one ({reason_of(error)}). {way_out}"
+            ) from error
+        if not same:
+            raise InvalidDataError(
+                f"{path} holds no part of this sweep: model, data, settings and random_state must be the same. "
+                f"{way_out}"
             )
-        self._document = found
 
     def get(self, trained: tuple[str, ...] | None, number: int) -> Trial | None:
-        plain = self._document["trials"].get(_key(trained, number))
-        return None if plain is None else Trial.from_plain(plain)
+        return self._trials.get(_key(trained, number))
 
     def put(self, trained: tuple[str, ...] | None, number: int, trial: Trial) -> None:
-        self._document["trials"][_key(trained, number)] = trial.to_plain()
+        self._trials[_key(trained, number)] = trial
         if self._path is not None:
-            write_text(self._path, json.dumps(self._document))
+            trials = {key: trial.to_plain() for key, trial in self._trials.items()}
+            write_text(self._path, json.dumps({"fingerprint": self._fingerprint, "trials": trials}))
 
 
 def _key(trained: tuple[str, ...] | None, number: int) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrainscope.exceptions import InvalidDataError
+from retrainscope.exceptions import InvalidDataError, LayerNotFoundError
 from retrainscope.layers import Layers
 from retrainscope.saving import import_pandas, load_json, save_json
 from retrainscope.scores import CONFIDENCE
@@ -23,6 +23,10 @@ __all__ = ["LayerSweep", "Trial", "policy_name", "summarise"]
 
 NONE, HEAD, ALL = "none", "head", "all"
 _N_DRAWS = 400
+_ALL_DIVERGED = (
+    "Training diverged by every policy. Give smaller learning_rates or, if the model is in half precision, give "
+    "model.float()."
+)
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +70,7 @@ class Trial:
         known, rate, seconds, *validation = (math.nan if x is None else float(x) for x in plain["numbers"])
         hits = None
         if plain["hits"] is not None:
-            packed = np.frombuffer(base64.b64decode(plain["hits"]), dtype=np.uint8)
+            packed = np.frombuffer(base64.b64decode(plain["hits"], validate=True), dtype=np.uint8)
             hits = np.unpackbits(packed, count=plain["n_test"]).astype(bool)
         return cls(hits, known, tuple(validation), rate, seconds)
 
@@ -105,8 +109,8 @@ class LayerSweep:
         Bootstrap draws of the mean accuracies, the policies paired.
     seconds : ndarray of shape (n_policies, n_seeds)
         What training took, over all learning rates.
-    new_head : bool
-        Whether the model's head gave way to a new one.
+    new_head : tuple of bool
+        For each seed, whether the model's head gave way to a new one.
     n_samples : tuple of four int
         Trained on, validated on, tested on; and of the known data.
     steps, batch_size : int
@@ -128,7 +132,7 @@ class LayerSweep:
     learning_rates: tuple[float, ...]
     draws: Floats
     seconds: Floats
-    new_head: bool
+    new_head: tuple[bool, ...]
     n_samples: tuple[int, int, int, int]
     steps: int
     batch_size: int
@@ -144,7 +148,7 @@ class LayerSweep:
         """The policy of the highest mean accuracy; of several the one that trains the fewest parameters."""
         means = self.accuracy.mean(axis=1)
         if np.isnan(means).all():
-            raise InvalidDataError("Training diverged by every policy. Give smaller learning_rates.")
+            raise InvalidDataError(_ALL_DIVERGED)
         ties = np.flatnonzero(means == np.nanmax(means))
         return self.policies[min(ties, key=lambda row: self.share(self.policies[row]))]
 
@@ -168,8 +172,18 @@ class LayerSweep:
             if self.policies[policy] != NONE
         )
 
-    def policy_of(self, layers: Sequence[str]) -> str | None:
-        """Return the policy that trains these layers and the head; None if it was not tried."""
+    def policy_of(self, layers: Iterable[str]) -> str | None:
+        """Return the policy that trains these layers and the head; None if it was not tried.
+
+        Raises
+        ------
+        LayerNotFoundError
+            If the sweep has no such layer.
+        """
+        layers = [layers] if isinstance(layers, str) else [*layers]
+        for name in layers:
+            if name not in self.layers:
+                raise LayerNotFoundError.for_name(name, self.layers, what="measured layer")
         wanted = tuple(name for name in self.layers if name in layers)
         found = (p for p, t in zip(self.policies, self.trained, strict=True) if t == wanted and p != NONE)
         return next(found, None)
@@ -215,6 +229,8 @@ class LayerSweep:
     def summary(self) -> str:
         """Say what was best, and what the advice and the rules leave lying."""
         points = {policy: 100 * self.regret(policy)[0] for policy in self.policies if self._finished(policy)}
+        if not points:
+            return _ALL_DIVERGED
         text = (
             f"Best: {self.best}, {self.mean_accuracy[self.best]:.1%} on {self.n_samples[2]:,} test samples; "
             f"{self.n_samples[0]:,} trained on, {self.steps} steps of {self.batch_size}, "
@@ -227,7 +243,7 @@ class LayerSweep:
                 f"[{100 * low:.1f}, {100 * high:.1f}]."
             )
         rules = ", ".join(f"{rule} {points[policy]:.1f}" for rule, policy in self.rules().items() if policy in points)
-        return f"{text} Regret of trivial rules, in points: {rules}."
+        return f"{text} Regret of trivial rules, in points: {rules}." if rules else text
 
     def as_table(self) -> Table:
         """Return one row a policy."""
@@ -270,7 +286,7 @@ class LayerSweep:
                 "accuracy": self.accuracy[row].mean(),
                 "accuracy_low": self.interval[row, 0],
                 "accuracy_high": self.interval[row, 1],
-                "regret": self.regret(policy)[0],
+                "regret": self.regret(policy)[0] if self._finished(policy) else math.nan,
                 "known_accuracy": self.known_accuracy[row].mean(),
                 "seconds": self.seconds[row].sum(),
             }
@@ -323,6 +339,7 @@ def summarise(
     layers: Layers,
     learning_rates: tuple[float, ...],
     seed: int,
+    same_test: bool,
     **described: Any,
 ) -> LayerSweep:
     """Put the trials of all policies, one a seed, together.
@@ -336,6 +353,8 @@ def summarise(
     learning_rates : tuple of float
     seed : int
         For the bootstrap.
+    same_test : bool
+        Whether all seeds were tested on the same samples.
     **described
         new_head, known_before, n_samples, steps and batch_size of the result.
 
@@ -344,7 +363,7 @@ def summarise(
     LayerSweep
     """
     rows = list(trials.values())
-    draws = _draws(rows, np.random.default_rng(seed))
+    draws = _draws(rows, np.random.default_rng(seed), same_test=same_test)
     n_rates = len(learning_rates)
 
     def of(read: Any) -> Floats:
@@ -369,17 +388,19 @@ def summarise(
     )
 
 
-def _draws(rows: Sequence[Sequence[Trial]], rng: np.random.Generator) -> Floats:
-    """Resample seeds, and within each its test samples; the policies share both."""
+def _draws(rows: Sequence[Sequence[Trial]], rng: np.random.Generator, *, same_test: bool) -> Floats:
+    """Resample seeds, and within each its test samples; the policies share both, and seeds what they have in common."""
     n_seeds = len(rows[0])
     by_seed = []
+    # All seeds hold out equally many.
+    n_test = max((len(trial.hits) for row in rows for trial in row if trial.hits is not None), default=1)
     for number in range(n_seeds):
-        n_test = max((len(row[number].hits) for row in rows if row[number].hits is not None), default=1)  # type: ignore[arg-type]
         hits = np.full((len(rows), n_test), np.nan)
         for place, row in enumerate(rows):
             if row[number].hits is not None:
                 hits[place] = row[number].hits
-        counts = rng.multinomial(n_test, np.full(n_test, 1 / n_test), size=_N_DRAWS)
+        if number == 0 or not same_test:
+            counts = rng.multinomial(n_test, np.full(n_test, 1 / n_test), size=_N_DRAWS)
         by_seed.append(counts @ hits.T / n_test)
     picked = rng.integers(0, n_seeds, (_N_DRAWS, n_seeds))
     draws: Floats = np.stack(by_seed)[picked, np.arange(_N_DRAWS)[:, None]].mean(axis=1)

@@ -1,0 +1,248 @@
+"""Gradients sample by sample, for all layers in one pass."""
+
+import math
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from retrainscope.batches import Inputs, items_of
+from retrainscope.exceptions import UnsupportedModelError
+from retrainscope.outputs import output_of
+from retrainscope.tracing import call_model
+
+__all__ = ["Objective", "sample_gradients", "summed_gradient"]
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+_MOST_BYTES = 2**28  # of the gradients held at once
+_MOST_SAMPLES = 32  # at once: what a network keeps for the way back may be far more than its gradients
+_LIKE = 0.1  # of a gradient's norm: what is passed over is lost whole, and rounding is far less
+_ROUNDING = 1e-6  # of the greatest of the norms
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def sample_gradients(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    objective: Objective,
+    parameters: Mapping[str, Iterable[str]],
+    *,
+    max_bytes: int = _MOST_BYTES,
+) -> Iterator[dict[str, Tensor]]:
+    """Compute the gradient of each sample's objective with respect to the parameters of each layer.
+
+    Several samples are done at once by `torch.func.vmap`. Where torch cannot do that for a model (its flow depends on
+    the data, say), and where it gives the first sample another gradient than a pass of its own does (weights held
+    elsewhere than in a module's parameters are passed over), samples are done one by one: slower, and as exact.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Lent by `borrow`: in evaluation mode, so that no sample counts for another.
+    inputs : Tensor of shape (n_samples, ...) or dict of such
+        A dict is passed by keyword.
+    targets : Tensor of shape (n_samples, ...)
+        What the objective needs to know of each sample: its class, or the cotangent of its outputs.
+    objective : callable (output, target) -> Tensor of shape ()
+        Made of torch functions; called with one sample's row of the model's main output (see `output_of`) and
+        its row of `targets`. ``cross_entropy`` is one; ``lambda output, target: (output * target).sum()`` gives the
+        product of the Jacobian with a given vector.
+    parameters : mapping of str to iterable of str
+        The names of the parameters of each layer, as in ``Layers.parameters``. A parameter may also be frozen. What is
+        not floating-point has no gradient and is left out.
+    max_bytes : int
+        Of the gradients held at once, unless one sample's are more; while they are put together it is twice as much.
+
+    Yields
+    ------
+    dict of str to Tensor of shape (n, n_parameters of the layer)
+        The gradients of the next n samples, in their order: for each layer the gradients of its parameters,
+        flattened and one after the other. 0 for what the output does not depend on.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model does not return one row a sample.
+
+    References
+    ----------
+    X. Pan et al., "Function transforms in PyTorch": https://docs.pytorch.org/tutorials/intermediate/per_sample_grads.html
+
+    Examples
+    --------
+    For a linear model and half the squared output the gradient of a sample is its output times the sample.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = torch.nn.init.ones_(model.weight)
+    >>> X = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    >>> half_square = lambda output, target: (output - target).square().sum() / 2
+    >>> list(sample_gradients(model, X, torch.zeros(2, 1), half_square, {"layer": ["weight"]}))
+    [{'layer': tensor([[ 3.,  6.],
+            [ 6., -2.]])}]
+    """
+    asked = _asked(model, parameters)
+    owned = _owned(asked, parameters)
+    n_samples = len(targets)
+    size = sum(weight.numel() * weight.element_size() for weight in asked.values())
+    chunk = max(1, min(_MOST_SAMPLES, max_bytes // max(size, 1)))
+    together = chunk > 1 and n_samples > 1
+    for start in range(0, n_samples, chunk):
+        rows = range(start, min(start + chunk, n_samples))
+        found = None
+        if together:
+            part = _rows(inputs, rows[0], rows[-1] + 1)
+            found = _at_once(model, part, targets[rows[0] : rows[-1] + 1], objective, asked)
+            if start == 0 and found is not None:
+                alone = _gradients(model, _rows(inputs, 0, 1), targets[:1], objective, asked)
+                found = found if _alike({name: gradient[0] for name, gradient in found.items()}, alone) else None
+            together = found is not None
+        if found is None:
+            each = [_gradients(model, _rows(inputs, i, i + 1), targets[i : i + 1], objective, asked) for i in rows]
+            found = {name: torch.stack([gradients[name] for gradients in each]) for name in asked}
+        yield {layer: _joined([found[name] for name in names], (len(rows),)) for layer, names in owned.items()}
+
+
+def summed_gradient(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    objective: Objective,
+    parameters: Mapping[str, Iterable[str]],
+) -> dict[str, Tensor]:
+    """Compute the gradient of the sum of the samples' objectives with respect to the parameters of each layer.
+
+    Parameters
+    ----------
+    model, inputs, targets, objective, parameters
+        As for `sample_gradients`.
+
+    Returns
+    -------
+    dict of str to Tensor of shape (n_parameters of the layer,)
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model does not return one row a sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> X = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    >>> summed_gradient(model, X, torch.ones(2, 1), lambda output, target: (output * target).sum(), {"all": ["weight"]})
+    {'all': tensor([4., 1.])}
+    """
+    asked = _asked(model, parameters)
+    found = _gradients(model, inputs, targets, objective, asked)
+    return {layer: _joined([found[name] for name in names], ()) for layer, names in _owned(asked, parameters).items()}
+
+
+def _at_once(
+    model: nn.Module, inputs: Inputs, targets: Tensor, objective: Objective, asked: Mapping[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """Return each sample's gradient of each parameter, all samples done together; None if torch cannot."""
+    weights = {name: weight.detach() for name, weight in asked.items()}
+
+    def value(weights: dict[str, Tensor], inputs: Inputs, target: Tensor) -> Tensor:
+        alone = {key: tensor[None].clone() for key, tensor in items_of(inputs)}
+        arguments: Any = ((), alone) if isinstance(inputs, dict) else (tuple(alone.values()),)
+        return objective(_outputs(model, functional_call(model, weights, *arguments), 1)[0], target)
+
+    try:
+        # Outside of the transform no graph is kept; of attention only the plain form can be done for many samples.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            found: dict[str, Tensor] = vmap(grad(value), in_dims=(None, 0, 0))(weights, inputs, targets)
+    except Exception as error:
+        if _raised_by_model(error):
+            raise
+        return None
+    return found
+
+
+def _gradients(
+    model: nn.Module, inputs: Inputs, targets: Tensor, objective: Objective, asked: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the gradient of the sum over all samples, of each parameter."""
+    weights = list(asked.values())
+    gradients: tuple[Tensor | None, ...] = (None,) * len(weights)
+    with torch.enable_grad(), _differentiable(weights):
+        outputs = _outputs(model, call_model(model, inputs), len(targets))
+        total = torch.stack([objective(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
+        if weights and total.requires_grad:
+            gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    return {
+        name: torch.zeros_like(weight) if gradient is None else gradient
+        for (name, weight), gradient in zip(asked.items(), gradients, strict=True)
+    }
+
+
+def _raised_by_model(error: Exception) -> bool:
+    """Tell an error that the model's own code raises, and would raise again, from what torch cannot do."""
+    last = traceback.extract_tb(error.__traceback__, limit=-1)[0]
+    return (last.line or "").startswith("raise") and not last.filename.startswith(_TORCH)
+
+
+def _alike(found: Mapping[str, Tensor], alone: Mapping[str, Tensor]) -> bool:
+    """Tell whether one sample's gradients are the same but for rounding, parameter by parameter."""
+    norms = {name: float(gradient.norm()) for name, gradient in alone.items()}
+    least = _ROUNDING * max(norms.values(), default=0.0)
+    return all(float((found[name] - alone[name]).norm()) <= _LIKE * norm + least for name, norm in norms.items())
+
+
+def _asked(model: nn.Module, parameters: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
+    """Return the parameters of all layers by name, without those that have no gradient by their type."""
+    weights = dict(model.named_parameters())
+    names = dict.fromkeys(name for names in parameters.values() for name in names)
+    return {name: weights[name] for name in names if weights[name].is_floating_point()}
+
+
+def _owned(asked: Mapping[str, Tensor], parameters: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    return {layer: [name for name in names if name in asked] for layer, names in parameters.items()}
+
+
+def _rows(inputs: Inputs, start: int, stop: int) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs[start:stop]
+    return {key: tensor[start:stop] for key, tensor in inputs.items()}
+
+
+def _outputs(model: nn.Module, returned: Any, n_samples: int) -> Tensor:
+    output = output_of(model, returned)
+    if output is None or output.ndim == 0 or output.shape[0] != n_samples:
+        what = "no floating-point tensor" if output is None else f"shape {tuple(output.shape)}"
+        raise UnsupportedModelError(
+            f"The model returns {what} for {n_samples} sample{'' if n_samples == 1 else 's'}; one row a sample is "
+            "needed. Let it keep the axis of the samples, also where that has length 1."
+        )
+    return output
+
+
+def _joined(gradients: list[Tensor], rows: tuple[int, ...]) -> Tensor:
+    """Flatten gradients after the axis of the samples, if there is one, and put one after the other."""
+    flat = [gradient.reshape(*rows, math.prod(gradient.shape[len(rows) :])) for gradient in gradients]
+    return torch.cat(flat, dim=-1) if flat else torch.zeros(*rows, 0)
+
+
+@contextmanager
+def _differentiable(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Let parameters take part in a gradient, and give their flags back."""
+    flags = [(weight, weight.requires_grad) for weight in weights]
+    try:
+        for weight, _ in flags:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, flag in flags:
+            weight.requires_grad_(flag)
