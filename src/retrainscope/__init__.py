@@ -4,6 +4,7 @@ from retrainscope.advice import LayerAdvice, Recommendation
 from retrainscope.decoding import LayerDecoderProbe
 from retrainscope.descent import Descent
 from retrainscope.finetuning import train_only
+from retrainscope.forecast import Forecast
 from retrainscope.inversion import GradientInverter
 from retrainscope.layers import Layers, find_layers
 from retrainscope.recommendation import recommend_layers
@@ -11,12 +12,14 @@ from retrainscope.reconstruction import InputSpace, Inversion, invert_layers
 from retrainscope.scores import LayerScores
 from retrainscope.spread import ActivationSpread
 from retrainscope.sweep import sweep_layers
+from retrainscope.tangent import TangentProbe
 from retrainscope.tracing import trace_layers
 from retrainscope.trials import LayerSweep
 
 __all__ = [
     "ActivationSpread",
     "Descent",
+    "Forecast",
     "GradientInverter",
     "InputSpace",
     "Inversion",
@@ -26,6 +29,7 @@ __all__ = [
     "LayerSweep",
     "Layers",
     "Recommendation",
+    "TangentProbe",
     "find_layers",
     "invert_layers",
     "recommend_layers",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from retrainscope.base import autograd_on, check_same_shape, seed_of
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, items_of
 from retrainscope.checks import check_device, check_number, reason_of
-from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
+from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.finetuning import training
 from retrainscope.heads import (
     check_classes,
@@ -33,9 +33,10 @@ from retrainscope.heads import (
 )
 from retrainscope.layers import Layers, layers_of
 from retrainscope.lending import borrow, copy_model, model_place
+from retrainscope.policies import policy_name, policy_sets
 from retrainscope.progress import progress_bar
 from retrainscope.saving import write_text
-from retrainscope.trials import LayerSweep, Trial, policy_name, summarise
+from retrainscope.trials import LayerSweep, Trial, summarise
 
 __all__ = ["sweep_layers"]
 
@@ -174,7 +175,9 @@ def sweep_layers(
                 check_same_shape(input_shapes(first.inputs), data.first(), name=name)
         found = layers_of(lent, first, layers=layers, head=head, input_layer=input_layer, calls=calls)
         task = _Task.of(lent, found, known_data, unknown_data, test_data, options, seed)
-        wanted = _policies(found, policies, with_none=task.own_places is not None)
+        wanted: list[tuple[str, ...] | None] = [*policy_sets(found.names, policies)]
+        if task.own_places is not None:
+            wanted.insert(0, None)
         done = _Checkpoint(checkpoint, "" if checkpoint is None else _fingerprint(lent, task, options))
         runs = [(trained, number) for number in range(options.n_seeds) for trained in wanted]
         total = sum(1 if trained is None else len(options.learning_rates) for trained, _ in runs)
@@ -373,27 +376,6 @@ def _starting_head(
     validation = unknown.subset(split.validation)
     places = {label: place for place, label in enumerate(classes)}
     return None if _hits(model, validation, own).mean() >= _hits(renewed, validation, places).mean() else fitted
-
-
-def _policies(
-    layers: Layers, asked: Iterable[Iterable[str]] | None, *, with_none: bool
-) -> list[tuple[str, ...] | None]:
-    """Return the sets of layers to train with the head, each once, in the order of execution; None is no training."""
-    names = layers.names
-    if asked is None:
-        sets = [(), *((name,) for name in names), *(names[place:] for place in reversed(range(len(names))))]
-    else:
-        sets = [(), *(_checked_policy(policy, names) for policy in asked)]
-    unique: list[tuple[str, ...] | None] = [*dict.fromkeys(sets)]
-    return [None, *unique] if with_none else unique
-
-
-def _checked_policy(policy: Iterable[str], names: tuple[str, ...]) -> tuple[str, ...]:
-    policy = [policy] if isinstance(policy, str) else [*policy]
-    for name in policy:
-        if name not in names:
-            raise LayerNotFoundError.for_name(name, names, what="measured layer")
-    return tuple(name for name in names if name in policy)
 
 
 def _labels(batches: Batches) -> list[Label]:

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrainscope.exceptions import InvalidDataError, LayerNotFoundError
+from retrainscope.exceptions import InvalidDataError
 from retrainscope.layers import Layers
+from retrainscope.policies import HEAD, NONE, Policies
 from retrainscope.saving import import_pandas, load_json, save_json
 from retrainscope.scores import CONFIDENCE
 from retrainscope.tables import Table
@@ -19,9 +20,8 @@ from retrainscope.tables import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LayerSweep", "Trial", "policy_name", "summarise"]
+__all__ = ["LayerSweep", "Trial", "summarise"]
 
-NONE, HEAD, ALL = "none", "head", "all"
 _N_DRAWS = 400
 _ALL_DIVERGED = (
     "Training diverged by every policy. Give smaller learning_rates or, if the model is in half precision, give "
@@ -76,21 +76,13 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerSweep:
+class LayerSweep(Policies):
     """What retraining by every policy gave: the ground truth.
 
     Attributes
     ----------
-    policies : tuple of str
-        ``"none"`` (the model as it is, where it can be used so), ``"head"``, ``"head + NAME"`` for a layer,
-        ``"NAME and up"``, ``"all"``.
-    trained : tuple of tuple of str
-        The layers that each policy trains, besides the head.
-    layers : tuple of str
-        In the order of execution.
-    head : str
-    n_parameters : dict of str to int
-        What each layer and the head own.
+    policies, trained, layers, head, n_parameters
+        See `Policies`.
     accuracy : ndarray of shape (n_policies, n_seeds)
         On the test samples; NaN where training diverged.
     interval : ndarray of shape (n_policies, 2)
@@ -118,11 +110,6 @@ class LayerSweep:
         The policy that an advice stands for.
     """
 
-    policies: tuple[str, ...]
-    trained: tuple[tuple[str, ...], ...]
-    layers: tuple[str, ...]
-    head: str
-    n_parameters: dict[str, int]
     accuracy: Floats
     interval: Floats
     known_accuracy: Floats
@@ -172,53 +159,14 @@ class LayerSweep:
             if self.policies[policy] != NONE
         )
 
-    def policy_of(self, layers: Iterable[str]) -> str | None:
-        """Return the policy that trains these layers and the head; None if it was not tried.
-
-        Raises
-        ------
-        LayerNotFoundError
-            If the sweep has no such layer.
-        """
-        layers = [layers] if isinstance(layers, str) else [*layers]
-        for name in layers:
-            if name not in self.layers:
-                raise LayerNotFoundError.for_name(name, self.layers, what="measured layer")
-        wanted = tuple(name for name in self.layers if name in layers)
-        found = (p for p, t in zip(self.policies, self.trained, strict=True) if t == wanted and p != NONE)
-        return next(found, None)
-
-    def share(self, policy: str) -> float:
-        """Return the share of the parameters that a policy trains."""
-        if policy == NONE:
-            return 0.0
-        trained = self.trained[self._row(policy)]
-        total = sum(self.n_parameters.values())
-        return sum(self.n_parameters[name] for name in (*trained, self.head)) / total
-
     def regret(self, policy: str) -> tuple[float, float, float]:
         """Return how much accuracy a policy leaves lying, against the best: value, and 90 % interval.
 
         The best is that of the sweep itself, so that by chance alone even the truly best policy has some regret.
         """
-        row, best = self._row(policy), self._row(self.best)
+        row, best = self.row_of(policy), self.row_of(self.best)
         low, high = np.quantile(self.draws[:, best] - self.draws[:, row], _tails())
         return float(self.accuracy[best].mean() - self.accuracy[row].mean()), float(low), float(high)
-
-    def rules(self) -> dict[str, str]:
-        """Return the policies that need no look at the data, by the rule; those that were tried."""
-        names = self.layers
-        largest = max(names, key=lambda name: self.n_parameters[name])
-        rules = {
-            "head alone": (),
-            "last layer": names[-1:],
-            "first layer": names[:1],
-            "largest layer": (largest,),
-            "upper half": names[len(names) // 2 :],
-            "everything": names,
-        }
-        policies = {rule: self.policy_of(layers) for rule, layers in rules.items()}
-        return {rule: policy for rule, policy in policies.items() if policy is not None}
 
     def __str__(self) -> str:
         return f"{self.as_table()}\n\n{self.summary()}"
@@ -310,26 +258,8 @@ class LayerSweep:
         """
         return load_json(cls, path)
 
-    def _row(self, policy: str) -> int:
-        if policy not in self.policies:
-            raise InvalidDataError(f"The sweep has no policy {policy!r}. It has {', '.join(self.policies)}.")
-        return self.policies.index(policy)
-
     def _finished(self, policy: str) -> bool:
-        return bool(np.isfinite(self.accuracy[self._row(policy)]).all())
-
-
-def policy_name(trained: tuple[str, ...] | None, names: tuple[str, ...]) -> str:
-    """Name the policy that trains some layers, in the order of execution, and the head; None trains nothing."""
-    if trained is None:
-        return NONE
-    if trained == names:
-        return ALL
-    if not trained:
-        return HEAD
-    if len(trained) > 1 and trained == names[-len(trained) :]:
-        return f"{trained[0]} and up"
-    return f"{HEAD} + {', '.join(trained)}"
+        return bool(np.isfinite(self.accuracy[self.row_of(policy)]).all())
 
 
 def summarise(

@@ -1,0 +1,362 @@
+"""`TangentProbe`: a forecast of fine-tuning, from gradients of the network as it is."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts
+from retrainscope.batches import Batches, Inputs, Label
+from retrainscope.checks import check_number
+from retrainscope.exceptions import InvalidDataError
+from retrainscope.forecast import Forecast
+from retrainscope.heads import check_classes, head_inputs, ordered_classes, own_places, predictions_of
+from retrainscope.policies import NONE, policy_name, policy_sets
+from retrainscope.progress import progress_bar
+from retrainscope.ridge import LeftOut, kernel_ridge
+from retrainscope.sample_gradients import sample_gradients
+from retrainscope.scores import LayerScores, Measured, score
+
+__all__ = ["TangentProbe"]
+
+_MOST_SAMPLES = 600  # of the unknown data: time grows with the cube of them, memory with the square
+_LAYER_SCALE = 0.01  # of a layer's kernel against the head's; chosen on the tuning tasks of the benchmark
+
+Floats = NDArray[np.float64]
+
+
+class TangentProbe(LayerEstimator):
+    """Score layers by how much their retraining is expected to help, without training anything.
+
+    Fine-tuning from a trained start is nearly linear in the weights. So the gradients of a network's features with
+    respect to the weights of a layer span what retraining that layer can add to what a new head can do with the
+    features as they are. A ridge regression on these gradients (as kernels, one a layer, which are summed for a set of
+    layers) predicts every sample's class from all other samples; its error forecasts that of the network after
+    retraining, for any set of layers, from one pass of gradients.
+
+    need = log(error if the head alone is retrained) - log(error if the layer is retrained too), in nats.
+
+    Of the known data only the classes are used, to tell whether the model can be used as it is: the forecast is about
+    the unknown data alone, which needs labels of at least two classes.
+
+    The gradients are those of projections of the head's input on random orthogonal directions, not those of a head's
+    outputs: a head that is fitted to the samples would leak their labels. The kernel of a layer is divided by the root
+    of the mean square of its gradients, as an optimiser that adapts its steps (Adam) does, and all layers
+    together by a constant, so that neither the scale of features nor the number of directions counts.
+
+    What it cannot see: what takes training far from where it starts, so that the gradients change (features that must
+    be learnt anew with much data, large learning rates, long training); it is about small budgets.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The trained network. It is only borrowed.
+    layers : iterable of str, optional
+        What to measure; see `find_layers`.
+    head : str, optional
+        The module that produces the output; it must take one tensor with one row a sample.
+    input_layer : str, optional
+        See `find_layers`; not used here but for the layers found.
+    calls : {"first", "last", "sum"}, optional
+        What counts of a layer that runs several times; see `find_layers`.
+    samples_per_class : int
+        The most samples of a class, drawn at random; and at most 600 in all.
+    n_directions : int
+        Random directions. The time grows with their number.
+    max_features : int
+        A layer with more parameters has its gradients summed up with random signs to that many numbers, which keeps
+        their products but for noise of about sqrt(2 / max_features); smaller ones are exact. Memory is 4 bytes for
+        each sample, layer and feature, and the gradients of one batch of samples (at most 256 MiB, or one sample's).
+    batch_size : int
+        Samples a forward pass, for data that is not batched.
+    device : device, optional
+        Where to measure; None: where the model lies.
+    random_state : int, RandomState or None
+        For the samples, directions and signs drawn and for the intervals.
+    progress : bool or None
+        None shows a bar on a terminal only.
+
+    Attributes
+    ----------
+    layers_ : Layers
+        The layers measured.
+    forecast_ : Forecast
+        After `score_layers` or `forecast`: the expected error of every policy.
+
+    References
+    ----------
+    Choosing models by linearised fine-tuning: A. Deshpande et al. (2021), arXiv 2102.00084. Cheap kernels:
+    M. Mohamadi, W. Bae and D. Sutherland (2022), arXiv 2206.12543.
+    Random signs: M. Charikar, K. Chen and M. Farach-Colton (2002), Finding frequent items in data streams.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> y = torch.arange(60) % 2
+    >>> X = torch.randn(60, 4) + 2 * y[:, None]
+    >>> probe = rs.TangentProbe(model, random_state=0).fit((X, y))
+    >>> probe.forecast((-X, y)).policies
+    ('none', 'head', 'all')
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Iterable[str | type[nn.Module]] | None = None,
+        head: str | None = None,
+        input_layer: str | None = None,
+        calls: str | None = None,
+        samples_per_class: int = 50,
+        n_directions: int = 8,
+        max_features: int = 4096,
+        batch_size: int = 256,
+        device: str | torch.device | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.head = head
+        self.input_layer = input_layer
+        self.calls = calls
+        self.samples_per_class = samples_per_class
+        self.n_directions = n_directions
+        self.max_features = max_features
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    def forecast(self, unknown: Any, *, policies: Iterable[Iterable[str]] | None = None) -> Forecast:
+        """Forecast what retraining by every policy gives.
+
+        Parameters
+        ----------
+        unknown : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
+            Labelled, of the same shape as the known data.
+        policies : iterable of iterables of str, optional
+            Sets of layers to retrain with the head. None: the head alone, each layer, everything from a layer up.
+
+        Returns
+        -------
+        Forecast
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        InvalidDataError, LayerNotFoundError
+            Before any work, where data or policies do not fit.
+        """
+        self._asked = policies
+        try:
+            self.score_layers(unknown)
+        finally:
+            del self._asked
+        return self.forecast_
+
+    def _measure_known(self, model: nn.Module, batches: Batches) -> None:
+        for name in ("samples_per_class", "n_directions", "max_features"):
+            check_number(name, getattr(self, name), whole=True, least=2 if name == "samples_per_class" else None)
+        with torch.no_grad():
+            self._n_outputs = predictions_of(model, batches.first().inputs).shape[1]
+        self._known_classes = ordered_classes(label for batch in batches for label in batch.labels or (None,))
+        self._n_known = sum(len(batch) for batch in batches)
+
+    def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
+        names = self.layers_.names
+        sets = policy_sets(names, getattr(self, "_asked", None))
+        scored = tuple(dict.fromkeys([*sets, *((name,) for name in names)]))
+        chosen, labels = self._chosen(batches)
+        classes = ordered_classes(labels)
+        check_classes(classes, "unknown")
+        counts = np.array([labels.count(label) for label in classes], dtype=np.float64)
+        check_class_counts(classes, counts, "unknown")
+        places = {label: place for place, label in enumerate(classes)}
+        targets = np.array([places[label] for label in labels])
+        features, outputs, kernels = self._kernels(model, chosen)
+        base = features @ features.T + 1
+        scaled = _scaled(kernels, self.layers_.n_parameters, np.trace(base))
+        found = kernel_ridge(scaled, base, targets, scored)
+        own = own_places(self._n_outputs, self._known_classes, classes)
+        as_is = None if own is None else outputs.argmax(axis=1) == np.array([own[label] for label in labels])
+        self.forecast_ = self._forecast(found, sets, scored, as_is, targets, rng)
+        return self._scores(found, scored, classes, targets, rng)
+
+    def _chosen(self, batches: Batches) -> tuple[Batches, list[Label]]:
+        """Draw samples of each class; return them, and their labels in the order that they come in."""
+        rows: dict[Label, list[int]] = {}
+        for batch in batches:
+            for label, position in zip(batch.labels or (None,) * len(batch), batch.positions, strict=True):
+                rows.setdefault(label, []).append(int(position))
+        most = min(self.samples_per_class, max(2, _MOST_SAMPLES // len(rows)))
+        rng = np.random.default_rng(self._seed)
+        drawn = {p: label for label, mine in rows.items() for p in rng.permutation(mine)[:most].tolist()}
+        positions = sorted(drawn)
+        return batches.subset(np.array(positions)), [drawn[position] for position in positions]
+
+    def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
+        """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
+        inputs, outputs = [], []
+        with torch.no_grad():
+            for batch in batches:
+                before, after = head_inputs(model, self.layers_.head, batch.inputs)
+                inputs.append(before.double().cpu().numpy())
+                outputs.append(after.double().cpu().numpy())
+        features = np.concatenate(inputs)
+        n_samples, n_features = features.shape
+        body = _Body(model, self.layers_.head)
+        owned = {name: [f"model.{p}" for p in self.layers_.parameters[name]] for name in self.layers_.names}
+        kernels = {name: np.zeros((n_samples, n_samples)) for name in owned}
+        directions = _directions(n_features, self.n_directions, self._seed)
+        with progress_bar(what="gradients", progress=self.progress, total=len(directions) * n_samples) as bar:
+            for direction in directions:
+                kept: dict[str, list[Tensor]] = {name: [] for name in owned}
+                for gradients in self._gradients(body, batches, direction, owned):
+                    for name, gradient in gradients.items():
+                        kept[name].append(_sketched(gradient, self.max_features, self._seed))
+                    bar.update(len(next(iter(gradients.values()))))
+                for name, parts in kept.items():
+                    rows = torch.cat(parts)
+                    kernels[name] += (rows @ rows.T).double().cpu().numpy()
+        return features, np.concatenate(outputs), kernels
+
+    def _gradients(
+        self, body: nn.Module, batches: Batches, direction: Tensor, owned: Mapping[str, list[str]]
+    ) -> Iterator[dict[str, Tensor]]:
+        for batch in batches:
+            first = batch.inputs if isinstance(batch.inputs, Tensor) else next(iter(batch.inputs.values()))
+            along = direction.to(first.device).expand(len(batch), -1)
+            yield from sample_gradients(body, batch.inputs, along, _product, owned)
+
+    def _forecast(
+        self,
+        found: LeftOut,
+        sets: tuple[tuple[str, ...], ...],
+        scored: tuple[tuple[str, ...], ...],
+        as_is: NDArray[np.bool_] | None,
+        targets: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> Forecast:
+        rows = [scored.index(policy) for policy in sets]
+        errors, hits = found.errors[rows], found.hits[rows].astype(np.float64)
+        trained: tuple[tuple[str, ...], ...] = sets
+        names = tuple(policy_name(policy, self.layers_.names) for policy in sets)
+        if as_is is not None:
+            errors = np.concatenate([np.full((1, len(targets)), np.nan), errors])
+            hits, trained, names = np.concatenate([as_is[None], hits]), ((), *trained), (NONE, *names)
+        weights = _bootstrap(targets, rng)
+        counts = np.bincount(targets)
+        return Forecast(
+            policies=names,
+            trained=trained,
+            layers=self.layers_.names,
+            head=self.layers_.head,
+            n_parameters=self.layers_.n_parameters,
+            error=errors.mean(axis=1),
+            accuracy=hits.mean(axis=1),
+            draws=weights @ errors.T,
+            accuracy_draws=weights @ hits.T,
+            chance=float(counts.max() / counts.sum()),
+            n_samples=len(targets),
+            n_classes=len(counts),
+            smallest_class=int(counts.min()),
+        )
+
+    def _scores(
+        self,
+        found: LeftOut,
+        scored: tuple[tuple[str, ...], ...],
+        classes: tuple[Label, ...],
+        targets: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> LayerScores:
+        """Compare the error with the head alone to that with each layer, overall and for each class."""
+        weights = np.concatenate([np.full((1, len(targets)), 1 / len(targets)), _bootstrap(targets, rng)])
+        inside = np.eye(len(classes))[targets]
+        split = np.concatenate([np.ones((len(targets), 1)), inside], axis=1)
+
+        def means(errors: Floats) -> Floats:
+            """Return weighted means of shape (n_draws, 1 + n_classes, n_sets)."""
+            sums = np.einsum("dn,nc,sn->dcs", weights, split, errors)
+            averages: Floats = sums / (weights @ split)[..., None]
+            return averages
+
+        frozen = means(found.errors[[scored.index(())]])
+        retrained = means(found.errors[[scored.index((name,)) for name in self.layers_.names]])
+        ratio = frozen / retrained
+        counts = np.bincount(targets).astype(np.float64)
+        unit = np.ones_like(ratio[:, :1])
+        return score(
+            Measured(values=unit, reference=None, classes=(None,), counts=np.array([float(self._n_known)])),
+            Measured(values=ratio, reference=None, classes=classes, counts=counts),
+            layers=self.layers_.names,
+            labelled=True,
+            estimator=type(self).__name__,
+            measure="forecast error with the layer frozen over that with it retrained",
+            unit="ratio",
+            reference_name="",
+        )
+
+
+class _Body(nn.Module):
+    """A model up to its head."""
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        inputs: Inputs = args[0] if args else kwargs
+        return head_inputs(self.model, self.head, inputs)[0]
+
+
+def _product(features: Tensor, direction: Tensor) -> Tensor:
+    return (features * direction).sum()
+
+
+def _directions(n_features: int, n: int, seed: int) -> Tensor:
+    """Draw random orthogonal directions of length one, as many as there can be."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(n_features, min(n, n_features), generator=generator, dtype=torch.float64)
+    orthogonal, _ = torch.linalg.qr(drawn)
+    return orthogonal.T.float().contiguous()
+
+
+def _sketched(gradients: Tensor, most: int, seed: int) -> Tensor:
+    """Add up gradients with random signs to no more numbers than that, the same way at every call."""
+    n, n_parameters = gradients.shape
+    if n_parameters <= most:
+        return gradients
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (n_parameters,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+    signed = gradients * signs.to(gradients.device)
+    return nn.functional.pad(signed, (0, -n_parameters % most)).view(n, -1, most).sum(dim=1)
+
+
+def _scaled(kernels: Mapping[str, Floats], n_parameters: Mapping[str, int], head: float) -> dict[str, Floats]:
+    """Divide each layer's kernel by the root mean square of its gradients, and bring all to a share of the head's."""
+    adapted = {}
+    for name, kernel in kernels.items():
+        mean_square = np.trace(kernel) / len(kernel) / max(1, n_parameters[name])
+        adapted[name] = kernel / np.sqrt(mean_square) if mean_square > 0 else kernel
+    mean = np.mean([np.trace(kernel) for kernel in adapted.values()])
+    if not mean > 0:
+        raise InvalidDataError("No layer's weights change what goes into the head: nothing can be forecast.")
+    return {name: kernel * (_LAYER_SCALE * head / mean) for name, kernel in adapted.items()}
+
+
+def _bootstrap(targets: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    """Draw samples with replacement, as many of each class as there are; return their weights, which sum to one."""
+    weights = np.zeros((N_RESAMPLES, len(targets)))
+    for target in range(int(targets.max()) + 1):
+        rows = np.flatnonzero(targets == target)
+        weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=N_RESAMPLES)
+    return weights / len(targets)
