@@ -33,14 +33,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--purpose", choices=["tuning", "reporting"], help="these tasks alone")
     parser.add_argument("--only", default="", metavar="PATTERN", help="tasks whose name this is found in")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="N")
     parser.add_argument("--out", type=Path, default=RESULTS / "sweeps.json", metavar="FILE")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     done: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else {}
     chosen = [t for t in TASKS if args.purpose in (None, t.purpose) and re.search(args.only, t.key)]
-    with tqdm(total=len(SEEDS) * len(chosen)) as bar:
-        for seed in SEEDS:
+    with tqdm(total=len(args.seeds) * len(chosen)) as bar:
+        for seed in args.seeds:
             left = [task for task in chosen if str(seed) not in done.get(task.key, {})]
             bar.update(len(chosen) - len(left))
             for task, case in cases(left, seed):
