@@ -3,12 +3,18 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import nn
 
 from retrainscope.batches import Label
+from retrainscope.exceptions import InvalidDataError
+from retrainscope.forecast import Forecast
+from retrainscope.policies import ALL, HEAD, NONE, policy_name, policy_sets
 from retrainscope.saving import import_pandas, load_json, save_json
 from retrainscope.scores import LayerScores
 from retrainscope.tables import Table, interval_text, number_text
+from retrainscope.trials import LayerSweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,10 +34,11 @@ class LayerAdvice:
     verdict : str
         ``"keep"``, ``"retrain"`` or ``"undecided"``.
     need : float
-        Mean of the estimators' needs, in nats, each weighted by one over its interval's squared width, so that
-        an estimator counts less where it is less sure. NaN for the head, which is not measured.
+        In nats. By default that of the forecast (`TangentProbe`); of estimators that are given the mean, each weighted
+        by one over its interval's squared width, so that an estimator counts less where it is less sure. NaN for the
+        head, which is not measured.
     interval : tuple of (float, float)
-        The same mean of the estimators' 90 % intervals.
+        The 90 % interval: that of the forecast, or the same mean of the estimators' intervals.
     needs : dict of str to float
         Need by estimator.
     intervals : dict of str to tuple
@@ -42,6 +49,9 @@ class LayerAdvice:
         That number as a share of all parameters that are used.
     parameters, buffers : tuple of str
         The names of what it owns.
+    agreement : float
+        The share of the estimators whose own need, against the threshold, speaks for the same, not counting the
+        forecast where it decides; NaN for the head, where no estimator is left, and where the verdict is undecided.
     """
 
     name: str
@@ -54,6 +64,7 @@ class LayerAdvice:
     share: float
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
+    agreement: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +95,12 @@ class Recommendation:
         The estimators and their settings, as text.
     versions : dict of str to str
         Of retrainscope, torch, numpy, scikit-learn and Python.
+    forecast : Forecast, optional
+        What retraining by every policy is expected to give, where the advice comes from one.
+    reason : str
+        Why it is undecided, where that can be told; else empty.
+    notes : tuple of str
+        What to know about the advice.
     """
 
     layers: tuple[str, ...]
@@ -96,6 +113,9 @@ class Recommendation:
     threshold: float
     estimators: tuple[str, ...]
     versions: dict[str, str]
+    forecast: Forecast | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.as_table()}\n\n{self.summary()}"
@@ -104,9 +124,14 @@ class Recommendation:
         return replace(self.as_table(), title=self.summary())._repr_html_()
 
     def summary(self) -> str:
-        """Say the advice in a sentence or two."""
+        """Say the advice in a few sentences."""
+        return " ".join([self._advice(), *self.notes])
+
+    def _advice(self) -> str:
         trained = [*self.layers, *([self.head.name] if self.head.verdict == RETRAIN else [])]
         text = f"Verdict: {self.verdict}. "
+        if self.verdict == UNDECIDED and self.reason:
+            return text + self.reason
         contradicted = [row.name for row in self.table if self._contradicted(row)]
         if self.verdict == UNDECIDED and contradicted:
             return text + (
@@ -122,15 +147,57 @@ class Recommendation:
             return text + "No layer needs retraining; whether the head does cannot be told without labels."
         if not trained:
             return text + "Nothing needs retraining for this data."
-        return text + (
+        text += (
             f"Retrain {', '.join(trained)}: {self.cost['parameters']:.1%} of the parameters, "
             f"{self.cost['backward']:.0%} of the backward work of training everything."
         )
+        if self.forecast is None:
+            return text
+        accuracy = dict(zip(self.forecast.policies, self.forecast.accuracy, strict=True))
+        policy = self.forecast.policy_of(self.layers)
+        shown = {policy: "this", HEAD: "the head alone", ALL: "everything"}
+        parts = [f"{accuracy[name]:.1%} by {words}" for name, words in shown.items() if name in accuracy]
+        return f"{text} Forecast accuracy: {', '.join(parts)}."
 
     def _contradicted(self, row: LayerAdvice) -> bool:
         """Tell whether by one estimator a layer is to be retrained, and by another to be kept."""
         intervals = row.intervals.values()
         return any(low > self.threshold for low, _ in intervals) and any(high < self.threshold for _, high in intervals)
+
+    def verify(self, model: nn.Module, known: Any, unknown: Any, **options: Any) -> LayerSweep:
+        """Retrain by every policy and by the advice, and see what the advice leaves lying.
+
+        Parameters
+        ----------
+        model, known, unknown
+            As given to `recommend_layers`.
+        **options
+            Of `sweep_layers`; ``layers``, ``head`` and ``policies`` are those of the advice unless given.
+
+        Returns
+        -------
+        LayerSweep
+            With ``advised`` set, and the regret of the advice beside that of trivial rules in its summary.
+
+        Raises
+        ------
+        InvalidDataError
+            If the advice is undecided, or as `sweep_layers`.
+        """
+        from retrainscope.sweep import sweep_layers
+
+        if self.verdict == UNDECIDED:
+            raise InvalidDataError(
+                "The advice is undecided, so there is nothing to verify. See for yourself instead: "
+                "sweep_layers(model, known, unknown)."
+            )
+        names = tuple(row.name for row in self.table)
+        policies = options.pop("policies", None)
+        sets = [*policy_sets(names, policies), self.layers]
+        options = {"layers": names, "head": self.head.name, **options}
+        sweep = sweep_layers(model, known, unknown, policies=sets, **options)
+        advised = NONE if self.head.verdict == KEEP else policy_name(self.layers, names)
+        return replace(sweep, advised=advised)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a layer, the head last, as a pandas DataFrame.
@@ -149,6 +216,7 @@ class Recommendation:
                 "need": row.need,
                 "need_low": row.interval[0],
                 "need_high": row.interval[1],
+                "agreement": row.agreement,
                 "verdict": row.verdict,
             }
             for row in (*self.table, self.head)
@@ -180,7 +248,8 @@ class Recommendation:
     def as_table(self) -> Table:
         """Return one row a layer, the head last."""
         several = list(self.table[0].needs) if len(self.scores) > 1 else []
-        header = ["layer", "parameters", "share", *several, "need", "90 % interval", "verdict"]
+        agreed = ["agreement"] if several else []
+        header = ["layer", "parameters", "share", *several, "need", "90 % interval", *agreed, "verdict"]
         rows = [
             [
                 row.name,
@@ -189,6 +258,7 @@ class Recommendation:
                 *(number_text(row.needs.get(name, math.nan)) for name in several),
                 number_text(row.need),
                 interval_text(row.interval),
+                *([f"{row.agreement:.0%}" if math.isfinite(row.agreement) else "-"] if several else []),
                 row.verdict,
             ]
             for row in (*self.table, self.head)

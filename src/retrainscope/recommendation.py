@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -14,16 +15,26 @@ from torch import nn
 from retrainscope.advice import KEEP, RETRAIN, UNDECIDED, LayerAdvice, Recommendation
 from retrainscope.base import LayerEstimator, check_same_shape
 from retrainscope.batches import Batch, as_batches, input_shapes
-from retrainscope.exceptions import InvalidDataError
+from retrainscope.checks import check_number
+from retrainscope.choice import DEFAULT_TOLERANCE, Choice, choose
+from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.forecast import Forecast
 from retrainscope.layers import Layers
 from retrainscope.lending import borrow, model_place
+from retrainscope.policies import NONE
 from retrainscope.scores import LayerScores
 from retrainscope.spread import ActivationSpread
+from retrainscope.tangent import TangentProbe
 
-__all__ = ["DEFAULT_THRESHOLD", "combine", "recommend_layers"]
+__all__ = ["DEFAULT_THRESHOLD", "advise", "combine", "recommend_layers"]
 
 # In nats, for the spread: the rule that came nearest to the best choice on ten MNIST tasks.
 DEFAULT_THRESHOLD = 0.15
+_FEWEST_RANKED = 4  # layers, below which one order or another means nothing
+_AS_SIZES = (
+    "Note: the needs rank the layers exactly as their parameter counts do, so that they say no more than "
+    "that larger layers can learn more."
+)
 
 
 def recommend_layers(
@@ -37,6 +48,8 @@ def recommend_layers(
     input_layer: str | None = None,
     calls: str | None = None,
     threshold: float | None = None,
+    tolerance: float | None = None,
+    budget: Mapping[str, float] | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -44,9 +57,16 @@ def recommend_layers(
 ) -> Recommendation:
     """Advise which layers to retrain for unknown data, and which to keep frozen.
 
-    A layer is to be retrained if the whole 90 % interval of its need lies above the threshold, to be kept if
-    it lies below, and undecided otherwise; also where two estimators contradict each other, and where a low
-    need tells nothing (data without labels, or of one class, measured by the spread alone).
+    By default `TangentProbe` forecasts the error of retraining the head alone, each layer with it, and everything from
+    a layer up; advised is the set with the fewest parameters that is forecast to be nearly as good as the best, nothing
+    where the model as it is does as well, and undecided where the samples do not tell. `ActivationSpread` measures the
+    same layers as a second opinion. Without labels, with one unknown class, and where a model's output is not
+    one row of class scores a sample, there is no forecast, and the spread decides alone.
+
+    Estimators that are given decide by their needs: a layer is to be retrained if the whole 90 % interval of its
+    need lies above the threshold, to be kept if it lies below, and undecided otherwise; also where two estimators
+    contradict each other, and where a low need tells nothing (data without labels, or of one class, measured by the
+    spread).
 
     Parameters
     ----------
@@ -54,16 +74,20 @@ def recommend_layers(
         The trained network. It is only borrowed: afterwards it is bit for bit what it was.
     known, unknown : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
         Data that the model knows, best not its training data, and data that it does not. Of the same
-        shape; at least two samples of every class, four for an interval (below that the verdict is
-        undecided), better fifty. Without labels less can be said.
+        shape; at least five samples of every unknown class, better fifty. Without labels less can be said.
     estimators : sequence of unfitted LayerEstimator, optional
-        Made for the same model. None measures with `ActivationSpread` alone, which is fast.
+        Made for the same model, to decide instead of the forecast.
     layers, head, input_layer, calls
         What to measure; see `find_layers`. With `estimators`, give these to the estimators.
     threshold : float, optional
-        In nats. None is 0.15.
+        In nats, for needs. None is 0.15.
+    tolerance : float, optional
+        For the forecast: how much larger the squared error of a smaller set may be than the best one's. None is 0.01.
+    budget : mapping of str to float, optional
+        For the forecast: the most that may be trained, as ``{"parameters": share}``, ``{"backward": share}`` or both,
+        each a share of training everything as in ``Recommendation.cost``. Advised is the best set within it.
     batch_size, device, random_state, progress
-        As in `ActivationSpread`, for the default estimator. Estimators that are given keep their own.
+        As in `TangentProbe`, for the default estimators. Estimators that are given keep their own.
 
     Returns
     -------
@@ -87,25 +111,18 @@ def recommend_layers(
     """
     if threshold is not None and not (isinstance(threshold, Real) and np.isfinite(threshold)):
         raise InvalidDataError(f"The 'threshold' parameter must be a finite number of nats. Got {threshold!r}.")
-    if estimators is None:
-        estimators = [
-            ActivationSpread(
-                model,
-                layers=layers,
-                head=head,
-                input_layer=input_layer,
-                calls=calls,
-                batch_size=batch_size,
-                device=device,
-                random_state=random_state,
-                progress=progress,
+    if tolerance is not None:
+        check_number("tolerance", tolerance, whole=False, zero=True)
+    limits = _checked_budget(budget)
+    chosen = (layers, head, input_layer, calls)
+    if estimators is not None:
+        if any(option is not None for option in chosen):
+            raise InvalidDataError(
+                "With estimators=, give layers, head, input_layer and calls to the estimators themselves."
             )
-        ]
-    elif any(option is not None for option in (layers, head, input_layer, calls)):
-        raise InvalidDataError(
-            "With estimators=, give layers, head, input_layer and calls to the estimators themselves."
-        )
-    _check_estimators(estimators, model)
+        if tolerance is not None or limits:
+            raise InvalidDataError("tolerance= and budget= are for the forecast. Leave them out with estimators=.")
+        _check_estimators(estimators, model)
     home, dtype = model_place(model)
     known_batches, unknown_batches = (
         as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
@@ -115,9 +132,31 @@ def recommend_layers(
         known_first, unknown_first = known_batches.first(), unknown_batches.first()
         check_same_shape(input_shapes(known_first.inputs), unknown_first)
         _check_labels(known_first, unknown_first)
+    notes: list[str] = []
+    forecast, by_forecast = None, estimators is None
+    if estimators is None:
+        options: dict[str, Any] = dict(
+            zip(("layers", "head", "input_layer", "calls"), chosen, strict=True),
+            batch_size=batch_size,
+            device=device,
+            random_state=random_state,
+            progress=progress,
+        )
+        estimators = [ActivationSpread(model, **options)]
+        if unknown_first.labels is not None and len({y for batch in unknown_batches for y in batch.labels or ()}) > 1:
+            try:
+                estimators = [TangentProbe(model, **options).fit(known), *estimators]
+            except UnsupportedModelError as error:
+                notes.append(f"There is no forecast: {error}")
+        if limits and len(estimators) == 1:
+            raise InvalidDataError(
+                "A budget is kept by the forecast, which needs unknown data with labels of at least two classes and a "
+                "model that returns one row of class scores a sample. Leave budget= out."
+            )
     scores, found = [], []
     for estimator in estimators:
-        estimator.fit(known)
+        if not hasattr(estimator, "layers_"):
+            estimator.fit(known)
         found.append(estimator.layers_)
         if found[-1].names != found[0].names:
             raise InvalidDataError(
@@ -125,14 +164,20 @@ def recommend_layers(
                 f"{', '.join(found[0].names)} and {', '.join(found[-1].names)}. Give them the same layers=."
             )
         scores.append(estimator.score_layers(unknown))
-    labels = set(scores[0].classes)
-    return combine(
-        scores,
-        found[0],
-        novel=bool(labels - set(scores[0].known_classes)) if labels else None,
-        threshold=DEFAULT_THRESHOLD if threshold is None else float(threshold),
-        estimators=tuple(_settings(estimator) for estimator in estimators),
-    )
+        if isinstance(estimator, TangentProbe) and by_forecast:
+            forecast = estimator.forecast_
+    settings = tuple(_settings(estimator) for estimator in estimators)
+    threshold = DEFAULT_THRESHOLD if threshold is None else float(threshold)
+    labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
+    novel = bool(labels - known_labels) if labels and known_labels else None
+    if forecast is None:
+        advice = combine(scores, found[0], novel=novel, threshold=threshold, estimators=settings)
+    else:
+        tolerance = DEFAULT_TOLERANCE if tolerance is None else float(tolerance)
+        allowed = _allowed(forecast, found[0], limits)
+        choice = choose(forecast, tolerance, allowed=allowed)
+        advice = advise(scores, found[0], forecast, choice, novel=novel, threshold=threshold, estimators=settings)
+    return replace(advice, notes=(*notes, *advice.notes))
 
 
 def combine(
@@ -169,15 +214,105 @@ def combine(
         single = {_verdict(s.interval[place], threshold) for s in scores}
         verdict = UNDECIDED if {KEEP, RETRAIN} <= single else _verdict(interval, threshold)
         verdicts.append(UNDECIDED if verdict == KEEP and one_sided else verdict)
-    retrained = tuple(name for name, verdict in zip(layers.names, verdicts, strict=True) if verdict == RETRAIN)
+    if novel or RETRAIN in verdicts:
+        head_verdict = RETRAIN
+    elif novel is None or UNDECIDED in verdicts:
+        head_verdict = UNDECIDED
+    else:
+        head_verdict = KEEP
+    return _recommendation(
+        scores,
+        layers,
+        verdicts=verdicts,
+        head_verdict=head_verdict,
+        verdict=_whole_verdict(verdicts, novel),
+        needs=needs,
+        intervals=intervals,
+        threshold=threshold,
+        estimators=estimators,
+        judged=scores,
+    )
+
+
+def advise(
+    scores: Sequence[LayerScores],
+    layers: Layers,
+    forecast: Forecast,
+    choice: Choice,
+    *,
+    novel: bool | None,
+    threshold: float,
+    estimators: tuple[str, ...] = (),
+) -> Recommendation:
+    """Turn what a forecast speaks for into advice.
+
+    Parameters
+    ----------
+    scores : sequence of LayerScores
+        First those of the forecast, then others of the same layers.
+    layers : Layers
+        What each layer owns.
+    forecast : Forecast
+    choice : Choice
+    novel : bool or None
+        Whether the unknown data has classes that the known data lacks; None if that cannot be told.
+    threshold : float
+        In nats, for the agreement of the estimators.
+    estimators : tuple of str
+        Their settings, to be kept with the result.
+
+    Returns
+    -------
+    Recommendation
+    """
+    if choice.policy is None:
+        verdicts = [UNDECIDED] * len(layers.names)
+        head_verdict, verdict = RETRAIN if novel else UNDECIDED, UNDECIDED
+    else:
+        trained = forecast.trained[forecast.row_of(choice.policy)]
+        verdicts = [RETRAIN if name in trained else KEEP for name in layers.names]
+        head_verdict = KEEP if choice.policy == NONE else RETRAIN
+        verdict = NONE if choice.policy == NONE else _whole_verdict(verdicts, True)
+    advice = _recommendation(
+        scores,
+        layers,
+        verdicts=verdicts,
+        head_verdict=head_verdict,
+        verdict=verdict,
+        needs=scores[0].values,
+        intervals=scores[0].interval,
+        threshold=threshold,
+        estimators=estimators,
+        judged=scores[1:],
+    )
+    ranked = _ranks_as_sizes(scores[0], layers)
+    return replace(advice, forecast=forecast, reason=choice.reason, notes=(_AS_SIZES,) if ranked else ())
+
+
+def _recommendation(
+    scores: Sequence[LayerScores],
+    layers: Layers,
+    *,
+    verdicts: Sequence[str],
+    head_verdict: str,
+    verdict: str,
+    needs: NDArray[np.float64],
+    intervals: NDArray[np.float64],
+    threshold: float,
+    estimators: tuple[str, ...],
+    judged: Sequence[LayerScores],
+) -> Recommendation:
+    """Put the table together; agreement is that of the scores that are judged."""
     names = _unique([s.estimator for s in scores])
     total = sum(layers.n_parameters.values())
+    retrained = tuple(name for name, word in zip(layers.names, verdicts, strict=True) if word == RETRAIN)
 
-    def advice(name: str, verdict: str, place: int | None) -> LayerAdvice:
+    def advice(name: str, word: str, place: int | None) -> LayerAdvice:
         measured = [] if place is None else list(zip(names, scores, strict=True))
+        single = [] if place is None else [_verdict(s.interval[place], threshold) for s in judged]
         return LayerAdvice(
             name=name,
-            verdict=verdict,
+            verdict=word,
             need=np.nan if place is None else float(needs[place]),
             interval=(np.nan, np.nan) if place is None else _pair(intervals[place]),
             needs={n: float(s.values[place]) for n, s in measured},
@@ -186,21 +321,15 @@ def combine(
             share=layers.n_parameters[name] / total,
             parameters=layers.parameters[name],
             buffers=layers.buffers[name],
+            agreement=float(np.mean([one == word for one in single])) if single and word != UNDECIDED else np.nan,
         )
 
-    if novel or retrained:
-        head_verdict = RETRAIN
-    elif novel is None or UNDECIDED in verdicts:
-        head_verdict = UNDECIDED
-    else:
-        head_verdict = KEEP
-    head = advice(layers.head, head_verdict, None)
     classes = scores[0].classes
     _, class_intervals = _pooled([s.per_class for s in scores], [s.per_class_interval for s in scores])
     return Recommendation(
         layers=retrained,
-        head=head,
-        verdict=_whole_verdict(verdicts, novel),
+        head=advice(layers.head, head_verdict, None),
+        verdict=verdict,
         per_class={
             label: tuple(
                 name
@@ -210,8 +339,7 @@ def combine(
             for row, label in enumerate(classes)
         },
         table=tuple(
-            advice(name, verdict, place)
-            for place, (name, verdict) in enumerate(zip(layers.names, verdicts, strict=True))
+            advice(name, word, place) for place, (name, word) in enumerate(zip(layers.names, verdicts, strict=True))
         ),
         scores=tuple(scores),
         cost=_cost(layers, retrained, with_head=head_verdict == RETRAIN),
@@ -232,12 +360,14 @@ def _verdict(interval: NDArray[np.float64], threshold: float) -> str:
 
 
 def _whole_verdict(verdicts: Sequence[str], novel: bool | None) -> str:
-    """Name the region of the network that the layers to retrain lie in, by their mean place."""
+    """Name the region of the network that the layers to retrain lie in: all from one up, or by their mean place."""
     places = [place for place, verdict in enumerate(verdicts) if verdict == RETRAIN]
     if not places:
         return UNDECIDED if UNDECIDED in verdicts else "head" if novel else "none"
     if len(places) == len(verdicts):
         return "all"
+    if places == [*range(places[0], len(verdicts))]:
+        return "upper"
     middle = float(np.mean(places)) / (len(verdicts) - 1)
     return "lower" if middle < 1 / 3 else "upper" if middle > 2 / 3 else "middle"
 
@@ -261,6 +391,45 @@ def _cost(layers: Layers, retrained: tuple[str, ...], *, with_head: bool) -> dic
         "parameters": sum(layers.n_parameters[name] for name in trained) / sum(layers.n_parameters.values()),
         "backward": backward(trained) / max(1, backward(everything)),
     }
+
+
+def _checked_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
+    if budget is None:
+        return {}
+    if not isinstance(budget, Mapping) or not budget or set(budget) - {"parameters", "backward"}:
+        raise InvalidDataError(
+            "The 'budget' parameter must be a mapping with 'parameters', 'backward' or both, such as "
+            f"{{'parameters': 0.2}}. Got {budget!r} instead."
+        )
+    for name, share in budget.items():
+        if not (isinstance(share, Real) and not isinstance(share, bool) and 0 < share <= 1):
+            raise InvalidDataError(
+                f"The budget for {name!r} must be a share of training everything, above 0 and at most 1. Got {share!r}."
+            )
+    return {name: float(share) for name, share in budget.items()}
+
+
+def _allowed(forecast: Forecast, layers: Layers, limits: dict[str, float]) -> NDArray[np.bool_] | None:
+    """Tell which policies keep within a budget."""
+    if not limits:
+        return None
+    costs = [_cost(layers, trained, with_head=True) for trained in forecast.trained]
+    allowed = np.array([all(cost[name] <= most for name, most in limits.items()) for cost in costs])
+    if not allowed.any():
+        least = {name: min(cost[name] for cost in costs) for name in limits}
+        raise InvalidDataError(
+            f"The budget {limits} leaves nothing to train: the head alone takes "
+            f"{', '.join(f'{share:.2%} of the {name}' for name, share in least.items())}. Give more."
+        )
+    return allowed
+
+
+def _ranks_as_sizes(scores: LayerScores, layers: Layers) -> bool:
+    """Tell whether the needs put the layers in the same order as their parameter counts."""
+    sizes = np.array([layers.n_parameters[name] for name in scores.layers])
+    if len(sizes) < _FEWEST_RANKED or len(set(sizes.tolist())) < len(sizes):
+        return False
+    return bool((np.argsort(scores.values) == np.argsort(sizes)).all())
 
 
 def _pooled(

@@ -327,7 +327,8 @@ def _directions(n_features: int, n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(n_features, min(n, n_features), generator=generator, dtype=torch.float64)
     orthogonal, _ = torch.linalg.qr(drawn)
-    return orthogonal.T.float().contiguous()
+    directions: Tensor = orthogonal.T.float().contiguous()
+    return directions
 
 
 def _sketched(gradients: Tensor, most: int, seed: int) -> Tensor:

@@ -1,0 +1,81 @@
+"""From a forecast to one policy, or to the answer that the data does not decide it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrainscope.forecast import Forecast
+from retrainscope.policies import NONE
+from retrainscope.scores import CONFIDENCE
+
+__all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose"]
+
+# Chosen on the tuning tasks of the benchmark; see docs/advice.md.
+DEFAULT_TOLERANCE = 0.01  # of the squared error: a smaller set that is no worse than that is good enough
+_DOUBTFUL = 0.03  # of the squared error: what the choice must not leave lying
+_WORTH = 0.02  # of accuracy: what retraining must gain on the model as it is
+LEAST_SAMPLES = 5  # of a class
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a forecast speaks for.
+
+    Attributes
+    ----------
+    policy : str or None
+        None where the forecast does not decide it.
+    reason : str
+        Why not, in a sentence; else empty.
+    """
+
+    policy: str | None
+    reason: str = ""
+
+
+def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] | None = None) -> Choice:
+    """Choose the policy that trains the fewest parameters among those forecast to be nearly as good as the best.
+
+    Parameters
+    ----------
+    forecast : Forecast
+    tolerance : float
+        How much larger its squared error may be than the best one's.
+    allowed : ndarray of shape (n_policies,), bool, optional
+        The policies to choose from.
+
+    Returns
+    -------
+    Choice
+        ``"none"`` where the model as it is does as well as what would be chosen; undecided where a class has too few
+        samples, where nothing is forecast to be learnt, and where chance in the samples may have made the choice.
+    """
+    if forecast.smallest_class < LEAST_SAMPLES:
+        return Choice(
+            None,
+            f"A class of the unknown data has {forecast.smallest_class} samples; at least {LEAST_SAMPLES} of every "
+            "class are needed for a forecast, better fifty.",
+        )
+    policy = forecast.best_within(tolerance, allowed=allowed)
+    row = forecast.row_of(policy)
+    tail = (1 - CONFIDENCE) / 2
+    if NONE in forecast.policies:
+        none = forecast.row_of(NONE)
+        gains = forecast.accuracy_draws[:, row] - forecast.accuracy_draws[:, none]
+        if forecast.accuracy[row] - forecast.accuracy[none] <= _WORTH or np.quantile(gains, tail) <= 0:
+            return Choice(NONE)
+    if np.quantile(forecast.accuracy_draws[:, row], tail) <= forecast.chance:
+        return Choice(
+            None,
+            "By no policy are the classes forecast to be told apart better than by chance "
+            f"({forecast.chance:.0%}). Give more samples, and check the labels.",
+        )
+    doubt = forecast.doubt(policy, _DOUBTFUL, allowed=allowed)
+    if doubt > 1 - CONFIDENCE:
+        return Choice(
+            None,
+            f"The forecasts of the policies are too uncertain to choose between them ({forecast.n_samples} samples; "
+            f"{policy} is nearest). Give more samples, better fifty of every class.",
+        )
+    return Choice(policy)
