@@ -9,7 +9,7 @@ BENCH := .venv-bench
 ZOO := .venv-zoo
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser lint bench bench-inversion zoo example-text readme build clean
+.PHONY: help install study test test-vision test-browser lint bench bench-advice bench-advice-again bench-inversion zoo example-text readme build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,16 @@ lint: $(READY)  ## check style (ruff) and types (mypy, strict)
 
 bench: $(READY)  ## how often known data gets the verdict none, over 20 networks
 	$(BIN)/python benchmarks/null_verdict.py
+
+bench-advice: $(READY)  ## hold the advice against what retraining shows, from the stored results; writes docs/advice.md
+	$(BIN)/python benchmarks/advice/table.py --purpose tuning --page docs/advice.md
+	$(BIN)/python benchmarks/advice/table.py --purpose reporting --page docs/advice.md
+
+bench-advice-again: $(READY)  ## retrain and score all of it again (5 hours of one core), then the tables
+	rm -rf benchmarks/results/advice
+	$(BIN)/python benchmarks/advice/sweeps.py
+	$(BIN)/python benchmarks/advice/score.py
+	$(MAKE) bench-advice
 
 bench-inversion: $(BENCH)/.ready  ## invert really trained networks and others; writes docs/inversion.md (2 hours)
 	$(BENCH)/bin/python benchmarks/inversion_depth/run.py vgg16 --steps 150 --out inversion

@@ -1,0 +1,299 @@
+"""The tables of the advice benchmark: regret, parameters trained, rank correlation and cost of every way to choose.
+
+    python benchmarks/advice/table.py [--purpose reporting] [--page docs/advice.md]
+
+Reads the stored sweeps and scores. Regret is in points of accuracy: the mean accuracy of the task's best policy (over
+the seeds) less that of the policies chosen, one a seed. What is undecided counts as retraining everything.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from sweeps import RESULTS
+from tasks import TASKS
+
+from retrainscope.tables import text_table
+
+N_DRAWS = 2000
+SPREAD_THRESHOLD = 0.15
+CLOSE = 0.5  # points of accuracy within which a policy counts as the best
+Record = dict[str, Any]
+Pick = Callable[[Record, Record], str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A task with all seeds: what every policy is worth, and what was said."""
+
+    key: str
+    kind: str
+    sweeps: list[Record]
+    scores: list[Record]
+
+    @property
+    def policies(self) -> list[str]:
+        return list(self.sweeps[0]["policies"])
+
+    def accuracy(self) -> NDArray[np.float64]:
+        """Points of accuracy, of shape (n_seeds, n_policies)."""
+        return 100 * np.array([[s["policies"][p]["accuracy"] for p in self.policies] for s in self.sweeps])
+
+    def gains(self) -> NDArray[np.float64]:
+        """What each layer gains on the head alone, mean over the seeds, of shape (n_layers,)."""
+        means = dict(zip(self.policies, self.accuracy().mean(axis=0), strict=True))
+        return np.array([means[policy_for(self.sweeps[0], [layer])] - means["head"] for layer in self.layers])
+
+    @property
+    def layers(self) -> list[str]:
+        return self.sweeps[0]["layers"]
+
+    def noise(self) -> float:
+        """The standard error of a policy's mean accuracy, over the policies."""
+        accuracy = self.accuracy()
+        return float(np.sqrt(accuracy.var(axis=0, ddof=1).mean() / len(accuracy)))
+
+    def tells_apart(self) -> bool:
+        """Whether the layers' gains differ by more than chance in the seeds."""
+        return bool(np.ptp(self.gains()) > 4 * self.noise())
+
+
+def policy_for(sweep: Record, layers: list[str]) -> str:
+    """Return the policy that trains these layers and the head."""
+    wanted = [name for name in sweep["layers"] if name in layers]
+    return next(p for p, found in sweep["policies"].items() if found["trained"] == wanted and p != "none")
+
+
+def fixed_rules() -> dict[str, Pick]:
+    """Return the rules that look at no data."""
+
+    def largest(sweep: Record) -> list[str]:
+        return [max(sweep["layers"], key=lambda name: sweep["n_parameters"][name])]
+
+    rules: dict[str, Callable[[Record], list[str]]] = {
+        "head alone": lambda sweep: [],
+        "last layer": lambda sweep: sweep["layers"][-1:],
+        "first layer": lambda sweep: sweep["layers"][:1],
+        "largest layer": largest,
+        "upper half": lambda sweep: sweep["layers"][len(sweep["layers"]) // 2 :],
+        "all but the first": lambda sweep: sweep["layers"][1:],
+        "everything": lambda sweep: sweep["layers"],
+    }
+    return {name: lambda sweep, _, rule=rule: policy_for(sweep, rule(sweep)) for name, rule in rules.items()}
+
+
+def advice(name: str) -> Pick:
+    """Return the choice of recommend_layers."""
+
+    def pick(sweep: Record, scores: Record) -> str:
+        said = scores[name]
+        if said["verdict"] == "undecided":
+            return policy_for(sweep, sweep["layers"])
+        return "none" if said["verdict"] == "none" and "none" in sweep["policies"] else policy_for(sweep, said["layers"])
+
+    return pick
+
+
+def top(name: str, what: str, *, up: bool) -> Pick:
+    """Return the rule to retrain the layer that scores highest, or everything from it up."""
+
+    def pick(sweep: Record, scores: Record) -> str:
+        values = {layer: value for layer, value in scores[name].get(what, {}).items() if value is not None}
+        if not values:
+            return policy_for(sweep, sweep["layers"])
+        best = max(values, key=lambda layer: values[layer])
+        layers = sweep["layers"]
+        return policy_for(sweep, layers[layers.index(best) :] if up else [best])
+
+    return pick
+
+
+def spread_rule(sweep: Record, scores: Record) -> str:
+    """Retrain from the first layer whose need passes the threshold."""
+    needs, layers = scores["ActivationSpread"]["needs"], sweep["layers"]
+    first = next((n for n, name in enumerate(layers) if (needs[name] or 0) > SPREAD_THRESHOLD), len(layers))
+    return policy_for(sweep, layers[first:])
+
+
+def ways(scores: Record) -> dict[str, Pick]:
+    """Return every way to choose, by name."""
+    found = {"recommend_layers": advice("default"), "recommend_layers, no labels": advice("without labels")}
+    found["ActivationSpread > 0.15 and up"] = spread_rule
+    for name in scores:
+        if name not in ("default", "without labels"):
+            found[f"{name}: top"] = top(name, "needs", up=False)
+            found[f"{name}: top and up"] = top(name, "needs", up=True)
+            if name not in ("TangentProbe", "ActivationSpread", "GradientInverter", "LayerDecoderProbe", "SpectrumSNR"):
+                found[f"{name}, unknown data alone: top"] = top(name, "raw", up=False)
+    return found | fixed_rules()
+
+
+def measured(run: Run, pick: Pick) -> tuple[float, float, float, float]:
+    """Return regret, share of the parameters, hit of the best, and the share of seeds that are undecided or fail."""
+    accuracy = run.accuracy()
+    chosen = [pick(sweep, scores) for sweep, scores in zip(run.sweeps, run.scores, strict=True)]
+    best = accuracy.mean(axis=0).max()
+    means = dict(zip(run.policies, accuracy.mean(axis=0), strict=True))
+    got = np.mean([accuracy[seed, run.policies.index(p)] for seed, p in enumerate(chosen)])
+    share = np.mean([sweep["policies"][p]["share"] for sweep, p in zip(run.sweeps, chosen, strict=True)])
+    hit = np.mean([means[p] >= best - CLOSE for p in chosen])
+    return float(best - got), float(share), float(hit), 0.0
+
+
+def noise_floor(run: Run) -> float:
+    """Return the regret of the policy that was best under the other seeds."""
+    accuracy = run.accuracy()
+    others = [np.delete(accuracy, seed, axis=0).mean(axis=0).argmax() for seed in range(len(accuracy))]
+    return float(accuracy.mean(axis=0).max() - np.mean([accuracy[seed, p] for seed, p in enumerate(others)]))
+
+
+def correlation(run: Run, name: str, what: str) -> float:
+    """Return Spearman's correlation of score and measured gain of the layers, mean over the seeds."""
+    found = []
+    for scores in run.scores:
+        values = scores[name].get(what)
+        if values is None or any(values[layer] is None for layer in run.layers):
+            continue
+        ordered = [values[layer] for layer in run.layers]
+        found.append(spearmanr(ordered, run.gains()).statistic if np.ptp(ordered) > 0 else 0.0)
+    return float(np.mean(found)) if found else np.nan
+
+
+def interval(values: NDArray[np.float64]) -> str:
+    """Return the 90 % bootstrap interval of a mean over tasks, as text."""
+    drawn = np.random.default_rng(0).choice(values, (N_DRAWS, len(values))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.05, 0.95])
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def runs(purpose: str) -> list[Run]:
+    """Read what is stored."""
+    sweeps, scores = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("sweeps", "scores"))
+    found = []
+    for task in TASKS:
+        if task.purpose == purpose and task.key in sweeps and task.key in scores:
+            seeds = sorted(set(sweeps[task.key]) & set(scores[task.key]))
+            found.append(
+                Run(task.key, task.kind, [sweeps[task.key][s] for s in seeds], [scores[task.key][s] for s in seeds])
+            )
+    return found
+
+
+def tables(purpose: str) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Yield the tables with their titles."""
+    found = runs(purpose)
+    n_seeds = min(len(run.sweeps) for run in found)
+    apart = [run for run in found if run.tells_apart()]
+    rows = []
+    for name, pick in ways(found[0].scores[0]).items():
+        numbers = np.array([measured(run, pick) for run in found])
+        estimator, _, how = name.partition(":")
+        what = "raw" if "unknown data alone" in name else "needs"
+        key = {"recommend_layers": "default"}.get(estimator, estimator.removesuffix(", unknown data alone"))
+        rho = ["-", "-"]
+        if key in found[0].scores[0] and how in ("", " top"):
+            rho = [f"{np.nanmean([correlation(run, key, what) for run in some]):.2f}" for some in (found, apart)]
+        seconds = [s[key].get("seconds", np.nan) for run in found for s in run.scores] if rho[0] != "-" else []
+        rows.append(
+            (
+                numbers[:, 0].mean(),
+                [
+                    name,
+                    f"{numbers[:, 0].mean():.2f}",
+                    interval(numbers[:, 0]),
+                    f"{numbers[:, 1].mean():.0%}",
+                    f"{numbers[:, 2].mean():.0%}",
+                    *rho,
+                    f"{np.nanmedian(seconds):.2f}" if seconds else "-",
+                ],
+            )
+        )
+    floor = np.array([noise_floor(run) for run in found])
+    rows.append((floor.mean(), ["(best under the other seeds)", f"{floor.mean():.2f}", interval(floor), *["-"] * 5]))
+    header = ["way to choose", "regret", "90 % interval", "parameters", "hits", "rho", "rho, apart", "seconds"]
+    title = f"{len(found)} {purpose} tasks, {n_seeds} seeds; {len(apart)} of them tell the layers apart"
+    yield title, header, [row for _, row in sorted(rows, key=lambda row: row[0])]
+    yield from _by_network(found)
+    yield "Checks", ["check", "result"], _checks(found)
+
+
+def _by_network(found: list[Run]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    names = list(dict.fromkeys(run.key.split("/")[0] for run in found))
+    picks = {"recommend_layers": advice("default"), **fixed_rules()}
+    rows = [
+        [way, *(f"{np.mean([measured(r, pick)[0] for r in found if r.key.startswith(n + '/')]):.2f}" for n in names)]
+        for way, pick in picks.items()
+    ]
+    floor = [f"{np.mean([noise_floor(r) for r in found if r.key.startswith(n + '/')]):.2f}" for n in names]
+    yield "Regret by network", ["way to choose", *names], [*rows, ["(best under the other seeds)", *floor]]
+    rows = []
+    for run in found:
+        chosen = [advice("default")(sweep, scores) for sweep, scores in zip(run.sweeps, run.scores, strict=True)]
+        words = [
+            p if scores["default"]["verdict"] != "undecided" else "undecided"
+            for p, scores in zip(chosen, run.scores, strict=True)
+        ]
+        best = run.policies[int(run.accuracy().mean(axis=0).argmax())]
+        rows.append(
+            [run.key, best, "; ".join(dict.fromkeys(words)), f"{measured(run, advice('default'))[0]:.1f}",
+             f"{np.ptp(run.accuracy().mean(axis=0)[1:]):.1f}"]
+        )
+    yield "Task by task", ["task", "best policy", "advised", "regret", "range of policies"], rows
+
+
+def _checks(found: list[Run]) -> list[list[str]]:
+    said = [(run, scores["default"]) for run in found for scores in run.scores]
+    null = [record["verdict"] == "none" for run, record in said if run.kind == "null"]
+    undecided = [record["verdict"] == "undecided" for _, record in said]
+    contains = []
+    for run in found:
+        if run.kind == "damage":
+            block = run.key.split()[-1]
+            best = run.policies[int(run.accuracy().mean(axis=0).argmax())]
+            if block in run.sweeps[0]["policies"][best]["trained"]:
+                contains += [
+                    block in s["default"]["layers"] and len(s["default"]["layers"]) < len(run.layers)
+                    for s in run.scores
+                ]
+    ratios: dict[str, list[float]] = {}
+    for run in found:
+        for sweep, scores in zip(run.sweeps, run.scores, strict=True):
+            total = sum(policy["seconds"] for policy in sweep["policies"].values())
+            ratios.setdefault(run.key.split("/")[0], []).append(scores["default"]["seconds"] / total)
+    return [
+        ["held-out known data gets the verdict none", f"{sum(null)} of {len(null)}"],
+        ["the advice has the damaged layer and is not everything, where the best policy has it",
+         f"{sum(contains)} of {len(contains)}"],
+        ["undecided", f"{sum(undecided)} of {len(undecided)}"],
+        *(
+            [f"time of the advice, as a share of a sweep with one seed: {network}", f"{np.median(values):.1%}"]
+            for network, values in ratios.items()
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--purpose", choices=["tuning", "reporting"], default="reporting")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables between the marks of this page")
+    args = parser.parse_args()
+    parts = []
+    for title, header, rows in tables(args.purpose):
+        text = text_table(header, rows)
+        print(f"{title}\n\n{text}\n")
+        parts.append(f"**{title}**\n\n```\n{text}\n```\n")
+    if args.page:
+        text = args.page.read_text()
+        begin, end = f"<!-- {args.purpose} tables -->", f"<!-- end of {args.purpose} tables -->"
+        head, tail = text.split(begin)[0], text.split(end)[1]
+        args.page.write_text(head + begin + "\n\n" + "\n".join(parts) + "\n" + end + tail)
+
+
+if __name__ == "__main__":
+    main()
