@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from retrainscope.data import load_mnist
 
-__all__ = ["CHANGES", "DATA", "HALVES", "GROUP"]
+__all__ = ["CHANGES", "DATA", "GROUP", "HALVES"]
 
 Pair = tuple[Tensor, Tensor]
 _FONTS = (
@@ -35,8 +35,7 @@ def digits() -> tuple[Pair, Pair]:
     """Return 600 images a digit to learn from, and 200 to test on, with their labels."""
     mnist = load_mnist()
     train, test = (
-        avg_pool2d(pad(torch.from_numpy(images), (2, 2, 2, 2)), 2)
-        for images in (mnist.train_images, mnist.test_images)
+        avg_pool2d(pad(torch.from_numpy(images), (2, 2, 2, 2)), 2) for images in (mnist.train_images, mnist.test_images)
     )
     return (train, torch.from_numpy(mnist.train_labels)), (test, torch.from_numpy(mnist.test_labels))
 

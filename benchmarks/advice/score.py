@@ -52,21 +52,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--purpose", choices=["tuning", "reporting"], help="these tasks alone")
     parser.add_argument("--only", default="", metavar="PATTERN", help="tasks whose name this is found in")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="N")
+    parser.add_argument("--default", action="store_true", help="recommend_layers alone")
     parser.add_argument("--slow", action="store_true", help="the slow estimators alone, with the first seed")
     parser.add_argument("--out", type=Path, default=RESULTS / "scores.json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
     done: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else {}
     chosen = [t for t in TASKS if args.purpose in (None, t.purpose) and re.search(args.only, t.key)]
-    seeds, wanted = (SEEDS[:1], SLOW) if args.slow else (SEEDS, FAST)
+    seeds = args.seeds[:1] if args.slow else args.seeds
+    wanted = SLOW if args.slow else {} if args.default else FAST
+    own = set() if args.slow else {"default", "without labels"}
     with tqdm(total=len(seeds) * len(chosen)) as bar:
         for seed in seeds:
-            left = [t for t in chosen if not set(wanted) <= set(done.get(t.key, {}).get(str(seed), {}))]
+            left = [t for t in chosen if not {*own, *wanted} <= set(done.get(t.key, {}).get(str(seed), {}))]
             bar.update(len(chosen) - len(left))
             for task, case in cases(left, seed):
                 bar.set_postfix_str(f"{task.key}, seed {seed}")
                 found = done.setdefault(task.key, {}).setdefault(str(seed), {})
-                if not args.slow:
+                if own:
                     found["default"] = advised(case, seed)
                     found["without labels"] = advised(case, seed, labels=False)
                 for name, make in wanted.items():
@@ -79,9 +83,7 @@ def advised(case: Case, seed: int, *, labels: bool = True) -> dict[str, Any]:
     """Return what recommend_layers says, as a policy of the sweep."""
     began = time.perf_counter()
     unknown = case.unknown if labels else case.unknown[0]
-    rec = rs.recommend_layers(
-        case.model, case.known, unknown, layers=case.layers, random_state=seed, progress=False
-    )
+    rec = rs.recommend_layers(case.model, case.known, unknown, layers=case.layers, random_state=seed, progress=False)
     return {
         "seconds": round(time.perf_counter() - began, 3),
         "verdict": rec.verdict,

@@ -3,7 +3,8 @@
     python benchmarks/advice/table.py [--purpose reporting] [--page docs/advice.md]
 
 Reads the stored sweeps and scores. Regret is in points of accuracy: the mean accuracy of the task's best policy (over
-the seeds) less that of the policies chosen, one a seed. What is undecided counts as retraining everything.
+the seeds) less that of the policies chosen, one a seed. What is undecided counts as retraining everything. The seeds of
+scores may be fewer than those of sweeps.
 """
 
 import argparse
@@ -35,7 +36,10 @@ class Run:
     key: str
     kind: str
     sweeps: list[Record]
-    scores: list[Record]
+    scores: list[Record]  # of the same seeds; empty where there are none
+
+    def pairs(self) -> Iterator[tuple[Record, Record]]:
+        return zip(self.sweeps, self.scores, strict=True)
 
     @property
     def policies(self) -> list[str]:
@@ -65,9 +69,11 @@ class Run:
 
 
 def policy_for(sweep: Record, layers: list[str]) -> str:
-    """Return the policy that trains these layers and the head."""
+    """Return the policy that trains these layers and the head, or, if it was not tried, all from the lowest one up."""
     wanted = [name for name in sweep["layers"] if name in layers]
-    return next(p for p, found in sweep["policies"].items() if found["trained"] == wanted and p != "none")
+    tried = {tuple(found["trained"]): p for p, found in sweep["policies"].items() if p != "none"}
+    upper = sweep["layers"][sweep["layers"].index(wanted[0]) :] if wanted else []
+    return tried.get(tuple(wanted)) or tried[tuple(upper)]
 
 
 def fixed_rules() -> dict[str, Pick]:
@@ -77,7 +83,7 @@ def fixed_rules() -> dict[str, Pick]:
         return [max(sweep["layers"], key=lambda name: sweep["n_parameters"][name])]
 
     rules: dict[str, Callable[[Record], list[str]]] = {
-        "head alone": lambda sweep: [],
+        "head alone": lambda _: [],
         "last layer": lambda sweep: sweep["layers"][-1:],
         "first layer": lambda sweep: sweep["layers"][:1],
         "largest layer": largest,
@@ -95,7 +101,9 @@ def advice(name: str) -> Pick:
         said = scores[name]
         if said["verdict"] == "undecided":
             return policy_for(sweep, sweep["layers"])
-        return "none" if said["verdict"] == "none" and "none" in sweep["policies"] else policy_for(sweep, said["layers"])
+        return (
+            "none" if said["verdict"] == "none" and "none" in sweep["policies"] else policy_for(sweep, said["layers"])
+        )
 
     return pick
 
@@ -134,16 +142,22 @@ def ways(scores: Record) -> dict[str, Pick]:
     return found | fixed_rules()
 
 
-def measured(run: Run, pick: Pick) -> tuple[float, float, float, float]:
-    """Return regret, share of the parameters, hit of the best, and the share of seeds that are undecided or fail."""
-    accuracy = run.accuracy()
-    chosen = [pick(sweep, scores) for sweep, scores in zip(run.sweeps, run.scores, strict=True)]
-    best = accuracy.mean(axis=0).max()
-    means = dict(zip(run.policies, accuracy.mean(axis=0), strict=True))
-    got = np.mean([accuracy[seed, run.policies.index(p)] for seed, p in enumerate(chosen)])
-    share = np.mean([sweep["policies"][p]["share"] for sweep, p in zip(run.sweeps, chosen, strict=True)])
-    hit = np.mean([means[p] >= best - CLOSE for p in chosen])
-    return float(best - got), float(share), float(hit), 0.0
+def measured(run: Run, pick: Pick) -> tuple[float, float, float]:
+    """Return regret, share of the parameters, and how often the choice is as good as the best."""
+    means = dict(zip(run.policies, run.accuracy().mean(axis=0), strict=True))
+    best = max(means.values())
+    chosen = [p for p in (picked(pick, *pair) for pair in run.pairs()) if p is not None]
+    shares = [run.sweeps[0]["policies"][p]["share"] for p in chosen]
+    regrets = [best - means[p] for p in chosen]
+    return float(np.mean(regrets)), float(np.mean(shares)), float(np.mean([regret <= CLOSE for regret in regrets]))
+
+
+def picked(pick: Pick, sweep: Record, scores: Record) -> str | None:
+    """Return the choice; None where it was not scored with that seed."""
+    try:
+        return pick(sweep, scores)
+    except KeyError:
+        return None
 
 
 def noise_floor(run: Run) -> float:
@@ -157,7 +171,7 @@ def correlation(run: Run, name: str, what: str) -> float:
     """Return Spearman's correlation of score and measured gain of the layers, mean over the seeds."""
     found = []
     for scores in run.scores:
-        values = scores[name].get(what)
+        values = scores.get(name, {}).get(what)
         if values is None or any(values[layer] is None for layer in run.layers):
             continue
         ordered = [values[layer] for layer in run.layers]
@@ -178,10 +192,11 @@ def runs(purpose: str) -> list[Run]:
     found = []
     for task in TASKS:
         if task.purpose == purpose and task.key in sweeps and task.key in scores:
-            seeds = sorted(set(sweeps[task.key]) & set(scores[task.key]))
-            found.append(
-                Run(task.key, task.kind, [sweeps[task.key][s] for s in seeds], [scores[task.key][s] for s in seeds])
-            )
+            swept, scored = sweeps[task.key], scores[task.key]
+            seeds = sorted(
+                swept, key=lambda seed: (-len(scored.get(seed, {})), seed)
+            )  # what is scored most comes first
+            found.append(Run(task.key, task.kind, [swept[s] for s in seeds], [scored.get(s, {}) for s in seeds]))
     return found
 
 
@@ -199,7 +214,8 @@ def tables(purpose: str) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         rho = ["-", "-"]
         if key in found[0].scores[0] and how in ("", " top"):
             rho = [f"{np.nanmean([correlation(run, key, what) for run in some]):.2f}" for some in (found, apart)]
-        seconds = [s[key].get("seconds", np.nan) for run in found for s in run.scores] if rho[0] != "-" else []
+        said = [s[key] for run in found for s in run.scores if key in s]
+        seconds = [record.get("seconds", np.nan) for record in said] if rho[0] != "-" else []
         rows.append(
             (
                 numbers[:, 0].mean(),
@@ -234,21 +250,26 @@ def _by_network(found: list[Run]) -> Iterator[tuple[str, list[str], list[list[st
     yield "Regret by network", ["way to choose", *names], [*rows, ["(best under the other seeds)", *floor]]
     rows = []
     for run in found:
-        chosen = [advice("default")(sweep, scores) for sweep, scores in zip(run.sweeps, run.scores, strict=True)]
         words = [
-            p if scores["default"]["verdict"] != "undecided" else "undecided"
-            for p, scores in zip(chosen, run.scores, strict=True)
+            advice("default")(sweep, scores) if scores["default"]["verdict"] != "undecided" else "undecided"
+            for sweep, scores in run.pairs()
+            if "default" in scores
         ]
         best = run.policies[int(run.accuracy().mean(axis=0).argmax())]
         rows.append(
-            [run.key, best, "; ".join(dict.fromkeys(words)), f"{measured(run, advice('default'))[0]:.1f}",
-             f"{np.ptp(run.accuracy().mean(axis=0)[1:]):.1f}"]
+            [
+                run.key,
+                best,
+                "; ".join(dict.fromkeys(words)),
+                f"{measured(run, advice('default'))[0]:.1f}",
+                f"{np.ptp(run.accuracy().mean(axis=0)[1:]):.1f}",
+            ]
         )
     yield "Task by task", ["task", "best policy", "advised", "regret", "range of policies"], rows
 
 
 def _checks(found: list[Run]) -> list[list[str]]:
-    said = [(run, scores["default"]) for run in found for scores in run.scores]
+    said = [(run, scores["default"]) for run in found for scores in run.scores if "default" in scores]
     null = [record["verdict"] == "none" for run, record in said if run.kind == "null"]
     undecided = [record["verdict"] == "undecided" for _, record in said]
     contains = []
@@ -260,16 +281,21 @@ def _checks(found: list[Run]) -> list[list[str]]:
                 contains += [
                     block in s["default"]["layers"] and len(s["default"]["layers"]) < len(run.layers)
                     for s in run.scores
+                    if "default" in s
                 ]
     ratios: dict[str, list[float]] = {}
     for run in found:
-        for sweep, scores in zip(run.sweeps, run.scores, strict=True):
+        for sweep, scores in run.pairs():
+            if "default" not in scores:
+                continue
             total = sum(policy["seconds"] for policy in sweep["policies"].values())
             ratios.setdefault(run.key.split("/")[0], []).append(scores["default"]["seconds"] / total)
     return [
         ["held-out known data gets the verdict none", f"{sum(null)} of {len(null)}"],
-        ["the advice has the damaged layer and is not everything, where the best policy has it",
-         f"{sum(contains)} of {len(contains)}"],
+        [
+            "the advice has the damaged layer and is not everything, where the best policy has it",
+            f"{sum(contains)} of {len(contains)}",
+        ],
         ["undecided", f"{sum(undecided)} of {len(undecided)}"],
         *(
             [f"time of the advice, as a share of a sweep with one seed: {network}", f"{np.median(values):.1%}"]
