@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from forecasts import forecast_of
 from helpers import Counted, unchanged
 from networks import Failing, TokenNet, classifier, samples
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import retrainscope as rs
+from retrainscope.choice import DEFAULT_TOLERANCE, Choice
 from retrainscope.exceptions import (
     InvalidDataError,
     LayerNotFoundError,
@@ -20,7 +22,7 @@ from retrainscope.exceptions import (
     ResultFormatError,
     UnsupportedModelError,
 )
-from retrainscope.recommendation import DEFAULT_THRESHOLD, combine
+from retrainscope.recommendation import DEFAULT_THRESHOLD, advise, combine
 
 NAN = float("nan")
 
@@ -340,6 +342,8 @@ def test_made_by_is_kept():
     model, known = classifier(), samples()
     rec = rs.recommend_layers(model, known, known, layers=["2"], batch_size=9, random_state=3)
     assert rec.estimators == (
+        "TangentProbe(batch_size=9, calls=None, device=None, head=None, input_layer=None, layers=['2'], "
+        "max_features=4096, n_directions=8, random_state=3, samples_per_class=50)",
         "ActivationSpread(batch_size=9, calls=None, device=None, head=None, input_layer=None, layers=['2'], "
         "max_features=4096, random_state=3)",
     )
@@ -348,19 +352,38 @@ def test_made_by_is_kept():
     assert rec.threshold == DEFAULT_THRESHOLD == 0.15
 
 
-def test_default_is_the_spread():
-    """Without estimators the advice is that of ActivationSpread with its default settings."""
+def test_default_is_the_forecast_with_the_spread_beside_it():
+    """Without estimators the needs are those of TangentProbe, and ActivationSpread measures the same layers too."""
     model, known, unknown = classifier(), samples(), samples(seed=1)
     rec = rs.recommend_layers(model, known, unknown, random_state=0)
-    scores = rs.ActivationSpread(model, random_state=0).fit(known).score_layers(unknown)
-    assert [s.estimator for s in rec.scores] == ["ActivationSpread"]
+    probe = rs.TangentProbe(model, random_state=0).fit(known)
+    spread = rs.ActivationSpread(model, random_state=0).fit(known).score_layers(unknown)
+    scores = probe.score_layers(unknown)
+    assert [s.estimator for s in rec.scores] == ["TangentProbe", "ActivationSpread"]
     np.testing.assert_array_equal(rec.scores[0].interval, scores.interval)
-    np.testing.assert_allclose([row.need for row in rec.table], scores.values, rtol=1e-12)
+    np.testing.assert_array_equal(rec.scores[1].interval, spread.interval)
+    np.testing.assert_array_equal([row.need for row in rec.table], scores.values)
+    assert [row.interval for row in rec.table] == [tuple(pair) for pair in scores.interval.tolist()]
+    np.testing.assert_array_equal(rec.forecast.draws, probe.forecast_.draws)
+
+
+def test_an_estimator_that_is_given_decides_alone():
+    """The advice of one estimator has its needs, and no forecast, also where that estimator could make one."""
+    model, known, unknown = classifier(), samples(), samples(seed=1)
+    for kind in (rs.ActivationSpread, rs.TangentProbe):
+        rec = rs.recommend_layers(model, known, unknown, estimators=[kind(model, random_state=0)])
+        scores = kind(model, random_state=0).fit(known).score_layers(unknown)
+        assert [s.estimator for s in rec.scores] == [kind.__name__]
+        np.testing.assert_array_equal(rec.scores[0].interval, scores.interval)
+        np.testing.assert_allclose([row.need for row in rec.table], scores.values, rtol=1e-12)
+        assert rec.forecast is None
 
 
 def test_known_data_again_needs_nothing():
-    """Data of the known distribution calls for nothing: no layer's interval lies above the threshold."""
-    rec = rs.recommend_layers(classifier(), samples(400), samples(400, seed=1), random_state=0, threshold=0.5)
+    """Data of the known distribution calls for nothing: no layer's interval of the spread lies above the threshold."""
+    model = classifier()
+    estimators = [rs.ActivationSpread(model, random_state=0)]
+    rec = rs.recommend_layers(model, samples(400), samples(400, seed=1), estimators=estimators, threshold=0.5)
     assert rec.verdict == "none"
     assert rec.layers == ()
     assert rec.head.verdict == "keep"
@@ -382,7 +405,10 @@ def test_the_head_follows_from_new_classes(known, unknown, head):
 
     The threshold is beyond every need, so that the layers say nothing.
     """
-    assert rs.recommend_layers(classifier(), known, unknown, threshold=9.0, random_state=0).head.verdict == head
+    model = classifier()
+    for kind in (rs.ActivationSpread, rs.TangentProbe)[: 2 if head == "retrain" else 1]:
+        rec = rs.recommend_layers(model, known, unknown, threshold=9.0, estimators=[kind(model, random_state=0)])
+        assert rec.head.verdict == head
 
 
 def test_several_estimators():
@@ -549,7 +575,8 @@ def test_some_known_classes_in_another_domain_are_compared_with_themselves():
     y = torch.arange(6000) % 3
     X = torch.randn(6000, 4) * wide[y] + 4 * y[:, None]
     known, held_out = (X[:3000], y[:3000]), (X[3000:][y[3000:] > 0], y[3000:][y[3000:] > 0])
-    rec = rs.recommend_layers(classifier(), known, held_out, random_state=0)
+    model = classifier()
+    rec = rs.recommend_layers(model, known, held_out, estimators=[rs.ActivationSpread(model, random_state=0)])
     assert rec.scores[0].known_classes == (1, 2)
     assert all(abs(row.need) < 0.1 for row in rec.table)
     assert rec.head.verdict == "keep"
@@ -560,3 +587,260 @@ def test_threshold_must_be_a_number(threshold):
     """A threshold that is no finite number is refused."""
     with pytest.raises(InvalidDataError, match="'threshold' parameter must be a finite number"):
         rs.recommend_layers(classifier(), samples(), samples(), threshold=threshold)
+
+
+# The forecast decides
+
+
+def decided():
+    """Return advice on two well parted new classes."""
+    X, y = samples(80, classes=(5, 6), seed=1)
+    X[:, 1] += 6 * torch.tensor(y) - 33
+    return rs.recommend_layers(classifier(), samples(), (X, y), random_state=0)
+
+
+def test_what_the_forecast_chooses_is_advised():
+    """The advice is the policy that the forecast speaks for, in the layers, the verdict, the cost and the words."""
+    rec = decided()
+    assert [s.estimator for s in rec.scores] == ["TangentProbe", "ActivationSpread"]
+    policy = rec.forecast.best_within(DEFAULT_TOLERANCE)
+    assert rec.layers == rec.forecast.trained[rec.forecast.row_of(policy)]
+    assert [row.verdict for row in rec.table] == ["retrain" if row.name in rec.layers else "keep" for row in rec.table]
+    assert rec.head.verdict == "retrain"
+    assert rec.cost["parameters"] == rec.forecast.share(policy)
+    assert "Forecast accuracy: " in rec.summary()
+    assert "by the head alone" in rec.summary() or policy == "head"
+    assert rec.reason == ""
+
+
+def test_agreement_is_that_of_the_second_opinion():
+    """Agreement is whether the spread alone would say the same, by the threshold; the head has none."""
+    rec = decided()
+    for place, row in enumerate(rec.table):
+        low, high = rec.scores[1].interval[place]
+        alone = "retrain" if low > rec.threshold else "keep" if high < rec.threshold else "undecided"
+        assert row.agreement == float(alone == row.verdict)
+        assert list(row.needs) == ["TangentProbe", "ActivationSpread"]
+    assert np.isnan(rec.head.agreement)
+
+
+def test_advice_with_a_forecast_comes_back(tmp_path):
+    """Saved and loaded, the advice has its forecast, notes and reason, and says the same."""
+    rec = replace(decided(), notes=("Mind the gap.",), reason="None.")
+    rec.save(tmp_path / "rec.json")
+    back = rs.Recommendation.load(tmp_path / "rec.json")
+    assert str(back) == str(rec)
+    assert back.summary().endswith("Mind the gap.")
+    assert (back.notes, back.reason) == (rec.notes, rec.reason)
+    np.testing.assert_array_equal(back.forecast.draws, rec.forecast.draws)
+
+
+@pytest.mark.parametrize(
+    ("needs", "sizes", "noted"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], [10, 20, 30, 40, 5], True),
+        ([0.4, 0.1, 0.3, 0.2], [40, 10, 30, 20, 5], True),
+        ([0.4, 0.3, 0.2, 0.1], [10, 20, 30, 40, 5], False),
+        ([0.2, 0.1, 0.3, 0.4], [10, 20, 30, 40, 5], False),
+        ([0.1, 0.2, 0.3, 0.4], [10, 20, 30, 30, 5], False),  # of equal sizes there is no order
+        ([0.1, 0.2, 0.3], [10, 20, 30, 5], False),  # of three layers an order means nothing
+    ],
+)
+def test_needs_that_rank_as_sizes_are_noted(needs, sizes, noted):
+    """Where needs put four layers or more in the order of their parameter counts, the advice says so."""
+    names = tuple(f"l{i}" for i in range(len(needs)))
+    scores = scores_of([(need - 0.01, need + 0.01) for need in needs], values=needs)
+    rec = advise(
+        [scores],
+        layers_named(*names, n_parameters=sizes),
+        forecast_of({"head": 0.2, "all": 0.1}),
+        Choice("all"),
+        novel=True,
+        threshold=0.15,
+    )
+    assert any("rank the layers exactly as their parameter counts do" in note for note in rec.notes) is noted
+    assert ("parameter counts" in rec.summary()) is noted
+
+
+@pytest.mark.parametrize(
+    ("policy", "novel", "layers", "verdict", "head"),
+    [
+        ("none", False, (), "none", "keep"),
+        ("head", False, (), "head", "retrain"),
+        ("head + c1", True, ("c1",), "lower", "retrain"),
+        ("c2 and up", True, ("c2", "f1"), "upper", "retrain"),
+        ("all", False, ("c1", "c2", "f1"), "all", "retrain"),
+        (None, True, (), "undecided", "retrain"),
+        (None, False, (), "undecided", "undecided"),
+    ],
+)
+def test_a_choice_becomes_advice(policy, novel, layers, verdict, head):
+    """Each choice has its layers and verdict; the head is retrained with any, and for new classes always."""
+    scores = replace(scores_of([LOW, LOW, LOW]), layers=("c1", "c2", "f1"))
+    forecast = forecast_of({"none": NAN, "head": 0.3, "head + c1": 0.2, "c2 and up": 0.2, "all": 0.1})
+    choice = Choice(policy, "" if policy else "Too few.")
+    described = layers_named("c1", "c2", "f1")
+    rec = advise([scores, scores], described, forecast, choice, novel=novel, threshold=0.15)
+    assert (rec.layers, rec.verdict, rec.head.verdict) == (layers, verdict, head)
+    assert rec.summary().startswith(f"Verdict: {verdict}. {choice.reason}")
+    words = "undecided" if policy is None else None
+    assert [row.verdict for row in rec.table] == [
+        words or ("retrain" if name in layers else "keep") for name in ("c1", "c2", "f1")
+    ]
+
+
+def test_a_budget_is_kept():
+    """Advised is the best set that trains no more than the budget, of parameters, of work, or of both."""
+    X, y = samples(80, classes=(5, 6), seed=1)
+    X[:, 1] += 6 * torch.tensor(y) - 33
+    free = rs.recommend_layers(classifier(), samples(), (X, y), random_state=0, tolerance=0.0)
+    for budget in ({"parameters": 0.5}, {"backward": 0.4}, {"parameters": 0.6, "backward": 0.6}):
+        rec = rs.recommend_layers(classifier(), samples(), (X, y), random_state=0, tolerance=0.0, budget=budget)
+        assert rec.verdict != "undecided"
+        assert all(rec.cost[name] <= most for name, most in budget.items())
+        np.testing.assert_array_equal(rec.forecast.error, free.forecast.error)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"parameters": 0.01}, r"leaves nothing to train: the head alone takes 18\.\d+% of the parameters"),
+        ({"params": 0.5}, r"mapping with 'parameters', 'backward' or both.*Got {'params': 0.5} instead"),
+        ({}, "mapping with 'parameters', 'backward' or both"),
+        (0.5, "mapping with 'parameters', 'backward' or both"),
+        ({"parameters": 0}, r"budget for 'parameters' must be a share .*above 0 and at most 1. Got 0"),
+        ({"backward": 20}, r"budget for 'backward' must be a share .* Got 20"),
+        ({"backward": True}, r"budget for 'backward' must be a share .* Got True"),
+        ({"backward": NAN}, r"budget for 'backward' must be a share .* Got nan"),
+        ({"backward": "half"}, r"budget for 'backward' must be a share .* Got 'half'"),
+    ],
+)
+def test_budgets_that_cannot_be_kept(budget, message):
+    """A budget that leaves nothing, or is no share of parameters or work, is refused."""
+    with pytest.raises(InvalidDataError, match=message):
+        rs.recommend_layers(classifier(), samples(), samples(classes=(5, 6)), budget=budget, random_state=0)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, NAN, "0.1", True])
+def test_tolerance_must_be_a_number(tolerance):
+    """A tolerance is zero or a positive number."""
+    with pytest.raises(InvalidDataError, match="'tolerance' parameter must be zero or a positive number"):
+        rs.recommend_layers(classifier(), samples(), samples(), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("option", [{"tolerance": 0.1}, {"budget": {"parameters": 0.5}}])
+def test_options_of_the_forecast_beside_estimators(option):
+    """Tolerance and budget are for the forecast, and refused where estimators decide."""
+    model = classifier()
+    with pytest.raises(InvalidDataError, match=r"are for the forecast\. Leave them out with estimators="):
+        rs.recommend_layers(model, samples(), samples(), estimators=[rs.ActivationSpread(model)], **option)
+
+
+@pytest.mark.parametrize("unknown", [samples(seed=1)[0], samples(classes=(5,), seed=1)])
+def test_without_labels_the_spread_decides(unknown):
+    """Without labels, or with one unknown class, there is no forecast; a budget is then refused."""
+    model = classifier()
+    rec = rs.recommend_layers(model, samples(), unknown, random_state=0)
+    spread = rs.recommend_layers(
+        model, samples(), unknown, estimators=[rs.ActivationSpread(model, random_state=0)], random_state=0
+    )
+    assert rec.forecast is None
+    assert [s.estimator for s in rec.scores] == ["ActivationSpread"]
+    assert str(rec) == str(spread)
+    with pytest.raises(InvalidDataError, match="labels of at least two classes and a model that returns one row"):
+        rs.recommend_layers(model, samples(), unknown, budget={"parameters": 0.5}, random_state=0)
+
+
+def test_unlabelled_known_data_leaves_a_forecast():
+    """Known data without labels is no hindrance for the forecast; whether classes are novel is then not known."""
+    rec = rs.recommend_layers(classifier(), samples()[0], samples(classes=(5, 6), seed=1), random_state=0)
+    assert rec.forecast is not None
+    assert "none" not in rec.forecast.policies
+    assert set(rec.per_class) == {5, 6}
+
+
+class PerToken(nn.Module):
+    """Returns scores for every part of a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.head = nn.Linear(2, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        """Return scores of shape (n_samples, 2, 2)."""
+        return self.head(torch.relu(self.mix(x.reshape(len(x), 2, 2))))
+
+
+def test_a_model_without_class_scores_is_measured_by_the_spread():
+    """Where the model returns no row of class scores a sample the spread decides, and the advice says why."""
+    rec = rs.recommend_layers(PerToken(), samples(), samples(classes=(5, 6), seed=1), random_state=0)
+    assert rec.forecast is None
+    assert rec.notes[0].startswith("There is no forecast: The model must return one row of class scores a sample")
+    assert rec.notes[0] in rec.summary()
+
+
+def test_a_probe_that_is_given_does_not_take_known_classes_for_new():
+    """With the forecast's estimator given for its needs, known classes are known and the head follows from them."""
+    model = classifier()
+    rec = rs.recommend_layers(
+        model, samples(), samples(seed=1), estimators=[rs.TangentProbe(model, random_state=0)], threshold=9.0
+    )
+    assert rec.head.verdict == "keep"
+
+
+def test_few_samples_are_undecided():
+    """With four samples of a class nothing is decided, with the reason; new classes need a head all the same."""
+    rec = rs.recommend_layers(classifier(), samples(), samples(8, classes=(5, 6), seed=1), random_state=0)
+    assert rec.verdict == "undecided"
+    assert "has 4 samples; at least 5 of every class" in rec.summary()
+    assert rec.head.verdict == "retrain"
+    assert all(np.isnan(row.agreement) for row in rec.table)
+    with pytest.raises(InvalidDataError, match=r"undecided, so there is nothing to verify\. See for yourself"):
+        rec.verify(classifier(), samples(), samples(8, classes=(5, 6), seed=1))
+
+
+@pytest.mark.parametrize("classes", [(0, 1), (5, 6)])
+def test_random_labels_are_never_decided_on(classes):
+    """Labels that have nothing to do with the samples get no confident answer, known classes or new."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        X, places = torch.randn(100, 4, generator=generator), torch.randint(0, 2, (100,), generator=generator)
+        unknown = X, [classes[place] for place in places.tolist()]
+        rec = rs.recommend_layers(classifier(seed=seed), samples(), unknown, random_state=seed)
+        assert rec.verdict == "undecided"
+        assert "better than by chance" in rec.summary() or "too uncertain" in rec.summary()
+
+
+def test_advice_is_verified_by_retraining():
+    """Verifying retrains by every policy, the advised among them, and tells the regret of the advice."""
+    X, y = samples(80, classes=(5, 6), seed=1)
+    X[:, 1] += 6 * torch.tensor(y) - 33
+    model = classifier()
+    rec = rs.recommend_layers(model, samples(), (X, y), random_state=0)
+    options = {"steps": 10, "n_seeds": 1, "learning_rates": (1e-3,), "random_state": 0}
+    with unchanged(model):
+        sweep = rec.verify(model, samples(), (X, y), **options)
+    assert isinstance(sweep, rs.LayerSweep)
+    assert sweep.advised == sweep.policy_of(rec.layers)
+    assert sweep.layers == tuple(row.name for row in rec.table)
+    assert f"Regret of the advice ({sweep.advised}): " in sweep.summary()
+    assert f"{sweep.advised} (advised)" in str(sweep)
+    few = rec.verify(model, samples(), (X, y), policies=[], **options)
+    assert few.policies == (("head",) if not rec.layers else ("head", sweep.advised))
+
+
+def test_advice_of_nothing_is_verified():
+    """That the model is good as it is can be verified too: what is advised is then the model as it is."""
+    model, (X, y) = classifier(), samples(200)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    X[:, 0] += 4 * torch.tensor(y)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), torch.tensor(y)).backward()
+        optimizer.step()
+    known, unknown = (X[:100], y[:100]), (X[100:], y[100:])
+    rec = rs.recommend_layers(model, known, unknown, random_state=0)
+    assert rec.verdict == "none"
+    sweep = rec.verify(model, known, unknown, policies=[], steps=5, n_seeds=1, learning_rates=(1e-3,), random_state=0)
+    assert sweep.advised == "none"
+    assert "Regret of the advice (none): " in sweep.summary()

@@ -95,7 +95,8 @@ def test_page_escapes_every_text(advice):
 def test_page_is_self_contained(advice, tmp_path):
     """The page holds its pictures and asks no other host for anything."""
     page = write_report(tmp_path / "page.html", "Advice", [advice_section(advice)]).read_text()
-    assert page.count("<img") == page.count('src="data:image/svg+xml;base64,') == 2
+    # One of the policies, one of all layers, and by each of two estimators one by class.
+    assert page.count("<img") == page.count('src="data:image/svg+xml;base64,') == 4
     assert "http" not in page.replace("http-equiv", "")
     assert 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page

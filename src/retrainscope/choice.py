@@ -13,7 +13,7 @@ __all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose"]
 
 # Chosen on the tuning tasks of the benchmark; see docs/advice.md.
 DEFAULT_TOLERANCE = 0.01  # of the squared error: a smaller set that is no worse than that is good enough
-_DOUBTFUL = 0.03  # of the squared error: what the choice must not leave lying
+_DOUBTFUL = 0.02  # of the squared error: what the choice must not leave lying beyond the tolerance
 _WORTH = 0.02  # of accuracy: what retraining must gain on the model as it is
 LEAST_SAMPLES = 5  # of a class
 
@@ -64,14 +64,18 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
         none = forecast.row_of(NONE)
         gains = forecast.accuracy_draws[:, row] - forecast.accuracy_draws[:, none]
         if forecast.accuracy[row] - forecast.accuracy[none] <= _WORTH or np.quantile(gains, tail) <= 0:
-            return Choice(NONE)
-    if np.quantile(forecast.accuracy_draws[:, row], tail) <= forecast.chance:
+            policy, row = NONE, none
+    # By luck the best of several policies may name more classes than chance does; its error is then seldom lower too.
+    lucky = policy != NONE and np.quantile(forecast.draws[:, row], 1 - tail) >= forecast.chance_error
+    if lucky or np.quantile(forecast.accuracy_draws[:, row], tail) <= forecast.chance:
         return Choice(
             None,
             "By no policy are the classes forecast to be told apart better than by chance "
             f"({forecast.chance:.0%}). Give more samples, and check the labels.",
         )
-    doubt = forecast.doubt(policy, _DOUBTFUL, allowed=allowed)
+    if policy == NONE:
+        return Choice(NONE)
+    doubt = forecast.doubt(policy, tolerance + _DOUBTFUL, allowed=allowed)
     if doubt > 1 - CONFIDENCE:
         return Choice(
             None,

@@ -38,6 +38,8 @@ class Forecast(Policies):
         The same draws of the accuracy.
     chance : float
         The accuracy of always naming the largest class.
+    chance_error : float
+        The squared error of always answering with the shares of the classes.
     n_samples, n_classes : int
         Of the unknown data.
     smallest_class : int
@@ -49,6 +51,7 @@ class Forecast(Policies):
     draws: Floats
     accuracy_draws: Floats
     chance: float
+    chance_error: float
     n_samples: int
     n_classes: int
     smallest_class: int

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from retrainscope.advice import KEEP, RETRAIN, UNDECIDED, Recommendation
 from retrainscope.batches import Label
 from retrainscope.exceptions import MissingExtraError
-from retrainscope.scores import LayerScores
+from retrainscope.forecast import Forecast
+from retrainscope.scores import CONFIDENCE, LayerScores
+from retrainscope.trials import LayerSweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +26,7 @@ __all__ = [
     "plot_losses",
     "plot_maps",
     "plot_needs",
+    "plot_policies",
     "plot_reconstructions",
     "save_figure",
 ]
@@ -74,7 +77,7 @@ def save_figure(figure: "Figure", folder: str | Path, name: str) -> tuple[Path, 
 
 
 def plot_needs(result: Recommendation) -> "Figure":
-    """Draw the need of every layer with its interval, the threshold and the verdict.
+    """Draw the need of every layer with its interval and the verdict, and the threshold where that decides.
 
     Parameters
     ----------
@@ -95,7 +98,8 @@ def plot_needs(result: Recommendation) -> "Figure":
         ends = np.array([rows[place].interval for place in places])
         reach = np.nan_to_num(np.abs(ends - needs[:, None]).T)
         ax.errorbar(needs, places, xerr=reach, fmt=marker, color=colour, capsize=3, label=label)
-    ax.axvline(result.threshold, color="0.4", linestyle="--", linewidth=1, label=f"threshold {result.threshold:g}")
+    if result.forecast is None:
+        ax.axvline(result.threshold, color="0.4", linestyle="--", linewidth=1, label=f"threshold {result.threshold:g}")
     ax.axvline(0, color="0.8", linewidth=1, zorder=0)
     ax.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -103,6 +107,39 @@ def plot_needs(result: Recommendation) -> "Figure":
     ax.set_ylabel("layer, input at the top")
     ax.set_title(f"Verdict: {result.verdict}")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def plot_policies(result: Forecast | LayerSweep) -> "Figure":
+    """Draw the accuracy of every policy with its 90 % interval, forecast or measured; marked is what was advised.
+
+    Parameters
+    ----------
+    result : Forecast or LayerSweep
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    swept = isinstance(result, LayerSweep)
+    accuracy = 100 * (result.accuracy.mean(axis=1) if isinstance(result, LayerSweep) else result.accuracy)
+    draws = result.draws if isinstance(result, LayerSweep) else result.accuracy_draws
+    tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    reach = np.nan_to_num(np.abs(100 * np.quantile(draws, tails, axis=0) - accuracy))
+    figure, axes = new_figure(6.4, 1.4 + 0.36 * len(result.policies))
+    ax: Axes = axes[0, 0]
+    advised = result.advised if isinstance(result, LayerSweep) else None
+    for place, policy in enumerate(result.policies):
+        colour, marker = (PALETTE[3], "D") if policy == advised else (PALETTE[0], "o")
+        ax.errorbar(accuracy[place], place, xerr=reach[:, place : place + 1], fmt=marker, color=colour, capsize=3)
+    names = [
+        f"{_short(policy)}{' (advised)' if policy == advised else ''}, {result.share(policy):.0%}"
+        for policy in result.policies
+    ]
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel(f"{'accuracy' if swept else 'forecast accuracy'} (%), with 90 % interval")
+    ax.set_ylabel("policy, and share trained")
     return figure
 
 

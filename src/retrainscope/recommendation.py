@@ -31,6 +31,10 @@ __all__ = ["DEFAULT_THRESHOLD", "advise", "combine", "recommend_layers"]
 # In nats, for the spread: the rule that came nearest to the best choice on ten MNIST tasks.
 DEFAULT_THRESHOLD = 0.15
 _FEWEST_RANKED = 4  # layers, below which one order or another means nothing
+_STATISTICS = (
+    "Note: layers that are kept have running statistics of batch normalisation, and what renewing these would give is "
+    "not in the forecast. If the inputs' domain has shifted, check with verify()."
+)
 _AS_SIZES = (
     "Note: the needs rank the layers exactly as their parameter counts do, so that they say no more than "
     "that larger layers can learn more."
@@ -148,6 +152,8 @@ def recommend_layers(
                 estimators = [TangentProbe(model, **options).fit(known), *estimators]
             except UnsupportedModelError as error:
                 notes.append(f"There is no forecast: {error}")
+        else:
+            notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
         if limits and len(estimators) == 1:
             raise InvalidDataError(
                 "A budget is kept by the forecast, which needs unknown data with labels of at least two classes and a "
@@ -285,8 +291,13 @@ def advise(
         estimators=estimators,
         judged=scores[1:],
     )
-    ranked = _ranks_as_sizes(scores[0], layers)
-    return replace(advice, forecast=forecast, reason=choice.reason, notes=(_AS_SIZES,) if ranked else ())
+    notes = []
+    if _ranks_as_sizes(scores[0], layers):
+        notes.append(_AS_SIZES)
+    kept = [name for row in advice.table if row.verdict == KEEP for name in row.buffers]
+    if advice.head.verdict == RETRAIN and any(name.endswith("running_mean") for name in kept):
+        notes.append(_STATISTICS)
+    return replace(advice, forecast=forecast, reason=choice.reason, notes=tuple(notes))
 
 
 def _recommendation(
@@ -324,8 +335,9 @@ def _recommendation(
             agreement=float(np.mean([one == word for one in single])) if single and word != UNDECIDED else np.nan,
         )
 
-    classes = scores[0].classes
-    _, class_intervals = _pooled([s.per_class for s in scores], [s.per_class_interval for s in scores])
+    classes = max((s.classes for s in scores), key=len)
+    split = [s for s in scores if s.classes == classes]  # some tell classes apart only where the known data has labels
+    _, class_intervals = _pooled([s.per_class for s in split], [s.per_class_interval for s in split])
     return Recommendation(
         layers=retrained,
         head=advice(layers.head, head_verdict, None),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from retrainscope.advice import Recommendation
 from retrainscope.exceptions import MissingExtraError
-from retrainscope.plotting import new_figure, plot_class_needs, plot_needs
+from retrainscope.plotting import new_figure, plot_class_needs, plot_needs, plot_policies
 from retrainscope.tables import Table
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def advice_section(advice: Recommendation, *, title: str = "The advice") -> Sect
     Section
     """
     pictures = [Picture("needs", "Need of every layer with its 90 % interval, and the verdict.", plot_needs(advice))]
+    if advice.forecast is not None:
+        words = "Forecast accuracy of every choice of layers, with its 90 % interval."
+        pictures.append(Picture("forecast", words, plot_policies(advice.forecast)))
     pictures += [
         Picture(
             f"class-needs-{place + 1}",

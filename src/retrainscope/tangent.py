@@ -1,5 +1,6 @@
 """`TangentProbe`: a forecast of fine-tuning, from gradients of the network as it is."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts
 from retrainscope.batches import Batches, Inputs, Label
 from retrainscope.checks import check_number
-from retrainscope.exceptions import InvalidDataError
+from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.forecast import Forecast
-from retrainscope.heads import check_classes, head_inputs, ordered_classes, own_places, predictions_of
+from retrainscope.heads import check_classes, head_inputs, ordered_classes, own_places
 from retrainscope.policies import NONE, policy_name, policy_sets
 from retrainscope.progress import progress_bar
 from retrainscope.ridge import LeftOut, kernel_ridge
@@ -47,8 +48,13 @@ class TangentProbe(LayerEstimator):
     of the mean square of its gradients, as an optimiser that adapts its steps (Adam) does, and all layers
     together by a constant, so that neither the scale of features nor the number of directions counts.
 
+    As that of such an optimiser, the forecast depends on how weights are scaled: rescaling two layers by one factor and its
+    inverse keeps the function and moves their needs.
+
     What it cannot see: what takes training far from where it starts, so that the gradients change (features that must
-    be learnt anew with much data, large learning rates, long training); it is about small budgets.
+    be learnt anew with much data, large learning rates, long training); it is about small budgets. And what changes
+    without a gradient: the running statistics of batch normalisation, which matter where the input's mean or contrast
+    has shifted.
 
     Parameters
     ----------
@@ -63,7 +69,7 @@ class TangentProbe(LayerEstimator):
     calls : {"first", "last", "sum"}, optional
         What counts of a layer that runs several times; see `find_layers`.
     samples_per_class : int
-        The most samples of a class, drawn at random; and at most 600 in all.
+        The most samples of a class, drawn at random; and at most 600 in all, but two of a class if there are more.
     n_directions : int
         Random directions. The time grows with their number.
     max_features : int
@@ -166,9 +172,12 @@ class TangentProbe(LayerEstimator):
         for name in ("samples_per_class", "n_directions", "max_features"):
             check_number(name, getattr(self, name), whole=True, least=2 if name == "samples_per_class" else None)
         with torch.no_grad():
-            self._n_outputs = predictions_of(model, batches.first().inputs).shape[1]
-        self._known_classes = ordered_classes(label for batch in batches for label in batch.labels or (None,))
-        self._n_known = sum(len(batch) for batch in batches)
+            self._n_outputs = head_inputs(model, self.layers_.head, batches.first().inputs)[1].shape[1]
+        labels = [label for batch in batches for label in batch.labels or (None,) * len(batch)]
+        self._n_known = len(labels)
+        self._known_classes = () if None in labels else ordered_classes(labels)
+        counts = Counter(labels)
+        self._known_counts = np.array([counts[label] for label in self._known_classes], dtype=np.float64)
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         names = self.layers_.names
@@ -208,9 +217,10 @@ class TangentProbe(LayerEstimator):
         with torch.no_grad():
             for batch in batches:
                 before, after = head_inputs(model, self.layers_.head, batch.inputs)
-                inputs.append(before.double().cpu().numpy())
-                outputs.append(after.double().cpu().numpy())
+                inputs.append(before.cpu().double().numpy())  # on the CPU first: not every device has doubles
+                outputs.append(after.cpu().double().numpy())
         features = np.concatenate(inputs)
+        _check_finite(features, "What goes into the head has")
         n_samples, n_features = features.shape
         body = _Body(model, self.layers_.head)
         owned = {name: [f"model.{p}" for p in self.layers_.parameters[name]] for name in self.layers_.names}
@@ -225,7 +235,9 @@ class TangentProbe(LayerEstimator):
                     bar.update(len(next(iter(gradients.values()))))
                 for name, parts in kept.items():
                     rows = torch.cat(parts)
-                    kernels[name] += (rows @ rows.T).double().cpu().numpy()
+                    kernels[name] += (rows @ rows.T).cpu().double().numpy()
+        for name, kernel in kernels.items():
+            _check_finite(kernel, f"The gradients of the layer {name!r} have")
         return features, np.concatenate(outputs), kernels
 
     def _gradients(
@@ -265,6 +277,7 @@ class TangentProbe(LayerEstimator):
             draws=weights @ errors.T,
             accuracy_draws=weights @ hits.T,
             chance=float(counts.max() / counts.sum()),
+            chance_error=float(1 - np.square(counts / counts.sum()).sum()),
             n_samples=len(targets),
             n_classes=len(counts),
             smallest_class=int(counts.min()),
@@ -293,9 +306,10 @@ class TangentProbe(LayerEstimator):
         retrained = means(found.errors[[scored.index((name,)) for name in self.layers_.names]])
         ratio = frozen / retrained
         counts = np.bincount(targets).astype(np.float64)
-        unit = np.ones_like(ratio[:, :1])
+        unit = np.ones((len(ratio), 1 + len(self._known_classes), ratio.shape[-1]))
+        known = self._known_counts if self._known_classes else np.array([float(self._n_known)])
         return score(
-            Measured(values=unit, reference=None, classes=(None,), counts=np.array([float(self._n_known)])),
+            Measured(values=unit, reference=None, classes=self._known_classes, counts=known),
             Measured(values=ratio, reference=None, classes=classes, counts=counts),
             layers=self.layers_.names,
             labelled=True,
@@ -334,12 +348,21 @@ def _directions(n_features: int, n: int, seed: int) -> Tensor:
 def _sketched(gradients: Tensor, most: int, seed: int) -> Tensor:
     """Add up gradients with random signs to no more numbers than that, the same way at every call."""
     n, n_parameters = gradients.shape
+    gradients = gradients.to(torch.promote_types(gradients.dtype, torch.float32))  # half precision overflows in sums
     if n_parameters <= most:
         return gradients
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (n_parameters,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
     signed = gradients * signs.to(gradients.device)
     return nn.functional.pad(signed, (0, -n_parameters % most)).view(n, -1, most).sum(dim=1)
+
+
+def _check_finite(values: Floats, what: str) -> None:
+    if not np.isfinite(values).all():
+        raise NonFiniteError(
+            f"{what} NaN or infinity for the unknown data. Check the weights and the scale of the inputs or, if the "
+            "model is in half precision, give model.float()."
+        )
 
 
 def _scaled(kernels: Mapping[str, Floats], n_parameters: Mapping[str, int], head: float) -> dict[str, Floats]:

@@ -1,0 +1,496 @@
+"""TangentProbe: kernels from explicit Jacobians, the whole forecast recomputed, known truths, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import Apply, Counted, unchanged
+from networks import Failing, TokenNet, classifier, samples
+from sklearn.exceptions import NotFittedError
+from sklearn.kernel_ridge import KernelRidge
+from torch import nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader, TensorDataset
+
+import retrainscope as rs
+from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
+from retrainscope.ridge import RIDGES
+from retrainscope.tangent import _sketched
+
+
+def conv_net() -> nn.Sequential:
+    """Convolutions, group norm, dropout; the head is "8" on 6 features."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Dropout(0.5)),
+        *(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+    ).double()
+
+
+def linear_net() -> nn.Sequential:
+    """Two layers and a head, with dropout."""
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 5), nn.Linear(5, 2)).double()
+
+
+NETS = {"linear": (linear_net, (4,), ("0", "3")), "convolutions": (conv_net, (1, 8, 8), ("0", "1", "4"))}
+
+
+def data_for(shape: tuple[int, ...], n: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make samples of two classes."""
+    y = torch.arange(n) % 2
+    X = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)).double()
+    return X + y.reshape(-1, *(1,) * len(shape)), y
+
+
+def explicit(model: nn.Sequential, X: torch.Tensor, layers: tuple[str, ...]) -> tuple[np.ndarray, dict]:
+    """Return the head's inputs, and each layer's kernel over all features from full Jacobians, a sample at a time."""
+    body = nn.Sequential(*list(model)[:-1]).eval()
+    parameters = {name: p.detach() for name, p in body.named_parameters()}
+    kernels = {}
+    for layer in layers:
+        owned = {name: p for name, p in parameters.items() if name.split(".")[0] == layer}
+        rows = []
+        for sample in X:
+
+            def features(*weights, sample=sample, names=tuple(owned)):
+                changed = dict(zip(names, weights, strict=True))
+                return functional_call(body, parameters | changed, (sample[None],))[0]
+
+            jacobians = torch.autograd.functional.jacobian(features, tuple(owned.values()))
+            rows.append(torch.cat([j.flatten(1) for j in jacobians], dim=1))
+        kernels[layer] = torch.einsum("ifp,jfp->ij", *[torch.stack(rows)] * 2).numpy()
+    with torch.no_grad():
+        return body(X).numpy(), kernels
+
+
+def kernels_of(probe: rs.TangentProbe, X: torch.Tensor) -> tuple[np.ndarray, dict]:
+    """Return what a fitted probe measures."""
+    with probe._lent(X) as (model, batches):
+        features, _, kernels = probe._kernels(model, batches)
+    return features, kernels
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("batch_size", [5, 256])
+def test_kernels_equal_explicit_jacobians(net, batch_size):
+    """With a direction for every feature, a layer's kernel is the product of the features' full Jacobians."""
+    make, shape, layers = NETS[net]
+    model, (X, y) = make(), data_for(shape)
+    probe = rs.TangentProbe(model, layers=layers, n_directions=99, batch_size=batch_size, random_state=0).fit((X, y))
+    features, kernels = kernels_of(probe, X)
+    expected, by_layer = explicit(model, X, layers)
+    np.testing.assert_allclose(features, expected, rtol=1e-10)
+    for name, kernel in by_layer.items():
+        np.testing.assert_allclose(kernels[name], kernel, rtol=1e-5, atol=1e-5 * np.abs(kernel).max())
+
+
+def test_forecast_equals_one_by_hand():
+    """The errors and accuracies are those of scikit-learn's ridge on kernels from Jacobians, each sample left out."""
+    model, (X, y) = linear_net(), data_for((4,))
+    probe = rs.TangentProbe(model, n_directions=99, random_state=0).fit((X, y))
+    forecast = probe.forecast((X, y), policies=[["0"], ["0", "3"]])
+    features, kernels = explicit(model, X, ("0", "3"))
+    base = features @ features.T + 1
+    sizes = {"0": 40, "3": 45}
+    adapted = {name: k / np.sqrt(np.trace(k) / len(k) / sizes[name]) for name, k in kernels.items()}
+    factor = 0.01 * np.trace(base) / np.mean([np.trace(k) for k in adapted.values()])
+    adapted = {name: factor * k for name, k in adapted.items()}
+    unit = np.trace(base + sum(adapted.values())) / len(X)
+    truth, found = np.eye(2)[y] - 0.5, {}
+    for ridge in RIDGES:
+        for names in ((), ("0",), ("3",), ("0", "3")):
+            kernel, predicted = base + sum(adapted[name] for name in names), []
+            for row in range(len(X)):
+                others = np.delete(np.arange(len(X)), row)
+                fitted = KernelRidge(alpha=ridge * unit, kernel="precomputed")
+                fitted.fit(kernel[np.ix_(others, others)], truth[others])
+                predicted.append(fitted.predict(kernel[[row]][:, others])[0])
+            found[ridge, names] = np.array(predicted)
+
+    def error(ridge, names):
+        return np.square(found[ridge, names] - truth).sum(axis=1).mean()
+
+    chosen, _ = min(found, key=lambda pair: error(*pair))
+    assert forecast.policies == ("none", "head", "head + 0", "all")
+    np.testing.assert_allclose(forecast.error[1:], [error(chosen, n) for n in ((), ("0",), ("0", "3"))], rtol=1e-4)
+    hits = [(found[chosen, n].argmax(axis=1) == y.numpy()).mean() for n in ((), ("0",), ("0", "3"))]
+    np.testing.assert_allclose(forecast.accuracy[1:], hits)
+    assert forecast.accuracy[0] == (model.eval()(X).argmax(dim=1) == y).double().mean()
+    assert np.isnan(forecast.error[0])
+    needs = np.log(error(chosen, ()) / np.array([error(chosen, ("0",)), error(chosen, ("3",))]))
+    np.testing.assert_allclose(probe.score_layers((X, y)).values, needs, rtol=1e-3, atol=1e-5)
+    assert forecast.chance == forecast.chance_error == 0.5
+    assert (forecast.n_samples, forecast.n_classes, forecast.smallest_class) == (24, 2, 12)
+
+
+def test_sketch_is_unbiased():
+    """Over many draws of signs the products of sketched gradients are on average those of the gradients.
+
+    Products of sketches of length 64 have a standard error below sqrt(2 / 64 / 400) = 0.009 of the norms.
+    """
+    rows = torch.randn(5, 300, dtype=torch.float64)
+    rows /= rows.norm(dim=1, keepdim=True)
+    sketched = torch.stack([_sketched(rows, 64, seed) for seed in range(400)])
+    assert sketched.shape == (400, 5, 64)
+    products = sketched @ sketched.transpose(1, 2)
+    np.testing.assert_allclose(products.mean(dim=0), rows @ rows.T, atol=0.036)
+    spread = (products - rows @ rows.T).square().mean(dim=0).sqrt()
+    assert spread.max() < 1.2 * np.sqrt(2 / 64)
+
+
+def test_a_small_layer_is_not_sketched():
+    """Up to the limit gradients are exact, in their own order."""
+    rows = torch.randn(3, 64)
+    assert torch.equal(_sketched(rows, 64, 0), rows)
+
+
+def test_kernel_of_a_large_layer_is_close_to_exact():
+    """A layer larger than max_features has a kernel of the documented relative error, about sqrt(2 / max_features)."""
+    X, y = data_for((64,), n=20)
+    model = nn.Sequential(nn.Linear(64, 50), nn.Tanh(), nn.Linear(50, 4), nn.Linear(4, 2)).double()
+    exact = kernels_of(rs.TangentProbe(model, random_state=0).fit((X, y)), X)[1]
+    rough = kernels_of(rs.TangentProbe(model, max_features=512, random_state=0).fit((X, y)), X)[1]
+    np.testing.assert_array_equal(rough["2"], exact["2"])  # 204 parameters
+    norms = np.sqrt(np.outer(np.diag(exact["0"]), np.diag(exact["0"])))
+    relative = np.abs(rough["0"] - exact["0"]) / norms
+    assert 0 < np.sqrt(np.square(relative).mean()) < 1.5 * np.sqrt(2 / 512)
+
+
+def test_samples_of_a_class_are_capped():
+    """No more samples of a class are used than asked for, smaller classes whole, and no more than 600 in all."""
+    X, y = torch.randn(90, 4), torch.tensor([0] * 60 + [1] * 25 + [2] * 5)
+    probe = rs.TangentProbe(classifier(), samples_per_class=20, n_directions=1, random_state=0).fit((X, y))
+    forecast = probe.forecast((X, y))
+    assert (forecast.n_samples, forecast.smallest_class) == (45, 5)
+    assert forecast.chance == 20 / 45
+    np.testing.assert_allclose(forecast.chance_error, 1 - (20**2 + 20**2 + 5**2) / 45**2)
+    X, y = torch.randn(1000, 4), torch.arange(1000) % 40
+    probe = rs.TangentProbe(classifier(), n_directions=1, layers=["2"], random_state=0).fit((X, y))
+    assert probe.forecast((X, y), policies=[]).n_samples == 600
+
+
+FORMS = {
+    "loader": lambda X, y: DataLoader(TensorDataset(X, y), batch_size=7),
+    "data set": TensorDataset,
+    "mapping": lambda X, y: {"input": X, "labels": y},
+    "arrays": lambda X, y: (X.numpy(), y.numpy()),
+    "batches": lambda X, y: [(X[:31], y[:31]), (X[31:], y[31:])],
+}
+
+
+@pytest.mark.parametrize("form", [*FORMS, 1, 7, 1000])
+def test_form_and_batch_size_do_not_matter(form):
+    """The same samples give the same forecast in whatever form they come, and by how many at a time."""
+    model, (X, y) = linear_net(), data_for((4,), n=80)
+    options = {"samples_per_class": 25, "random_state": 0}
+    expected = rs.TangentProbe(model, **options).fit((X, y)).forecast((X, y))
+    data = FORMS[form](X, y) if form in FORMS else (X, y)
+    batch_size = form if isinstance(form, int) else 20
+    forecast = rs.TangentProbe(model, batch_size=batch_size, **options).fit(data).forecast(data)
+    np.testing.assert_allclose(forecast.error, expected.error, rtol=1e-7)
+    np.testing.assert_allclose(forecast.draws, expected.draws, rtol=1e-7)
+
+
+def test_a_shuffled_loader_keeps_samples_and_labels_together():
+    """Whatever the order of a stream, a class that is told apart without error is."""
+    X, y = data_for((4,), n=60)
+    X[:, 0] += 20 * y
+    loader = DataLoader(TensorDataset(X, y), batch_size=7, shuffle=True)
+    forecast = rs.TangentProbe(linear_net(), samples_per_class=20, random_state=0).fit(loader).forecast(loader)
+    assert forecast.accuracy[forecast.row_of("head")] > 0.95
+
+
+def test_the_random_state_decides_all():
+    """The same random state gives the same forecast bit for bit, another one another."""
+    model, (X, y) = linear_net(), data_for((4,), n=80)
+
+    def drawn(seed):
+        options = {"samples_per_class": 20, "n_directions": 2, "random_state": seed}
+        return rs.TangentProbe(model, **options).fit((X, y)).forecast((X, y))
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    np.testing.assert_array_equal(first.draws, again.draws)
+    np.testing.assert_array_equal(first.error, again.error)
+    assert not np.array_equal(first.error, other.error)
+
+
+class MaskedTokens(nn.Module):
+    """A TokenNet whose head sees the mean over the tokens that are no padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.mix, self.head = nn.Embedding(10, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, input_ids, attention_mask):
+        mixed = torch.relu(self.mix(self.embedding(input_ids))) * attention_mask[..., None]
+        return self.head(mixed.sum(dim=1) / attention_mask.sum(dim=1, keepdim=True))
+
+
+def test_padding_counts_for_nothing():
+    """Tokens that the model's mask leaves out change no forecast, whatever stands in them."""
+    ids, y = torch.randint(0, 10, (40, 5)), torch.arange(40) % 2
+    lengths = torch.arange(40) % 4 + 2
+    mask = (torch.arange(5) < lengths[:, None]).long()
+    model, found = MaskedTokens(), []
+    for filler in (0, 9):
+        data = {"input_ids": torch.where(mask == 1, ids, filler), "attention_mask": mask, "labels": y}
+        probe = rs.TangentProbe(model, random_state=0, input_layer="embedding").fit(data)
+        found.append(probe.forecast(data))
+    np.testing.assert_allclose(found[0].error, found[1].error, rtol=1e-6)
+    assert found[0].policies == ("none", "head", "all")
+
+
+def test_token_ids():
+    """A model of token ids has a forecast."""
+    data = torch.randint(0, 10, (40, 3)), torch.arange(40) % 2
+    forecast = rs.TangentProbe(TokenNet(), input_layer="embedding", random_state=0).fit(data).forecast(data)
+    assert forecast.layers == ("mix",)
+    assert np.isfinite(forecast.draws[:, 1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "as_is"),
+    [((0, 1), (0, 1), True), ((0, 1), (1, 5), False), (("a", "b"), ("a", "b"), False), ((5, 6), (5, 6), False)],
+)
+def test_the_model_as_it_is(known, unknown, as_is):
+    """The model can be used as it is where the unknown classes are known ones and the labels places of outputs."""
+    model, data = classifier(), samples(classes=unknown, seed=1)
+    forecast = rs.TangentProbe(model, random_state=0).fit(samples(classes=known)).forecast(data)
+    assert ("none" in forecast.policies) is as_is
+    if as_is:
+        assert forecast.trained[0] == ()
+        hits = model(data[0]).argmax(dim=1) == torch.tensor(data[1])
+        assert forecast.accuracy[0] == hits.double().mean()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_scores_tell_the_known_classes(labelled):
+    """The scores name the known classes and their sizes, and none where the known data has no labels."""
+    known = samples(61, classes=("a", "b"))
+    scores = rs.TangentProbe(classifier(), random_state=0).fit(known if labelled else known[0]).score_layers(samples())
+    assert scores.known_classes == (("a", "b") if labelled else ())
+    assert scores.known_per_class.shape == ((2, 2) if labelled else (0, 2))
+    assert scores.n_samples == (61, 60)
+    assert scores.class_sizes[0] == ((30, 31) if labelled else (61, 61))
+    assert scores.classes == (0, 1)
+
+
+# Known truths
+
+
+def trained(X: torch.Tensor, y: torch.Tensor, n_classes: int = 2) -> nn.Sequential:
+    """Train a network of three layers and a head."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh()),
+        *(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, n_classes)),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), y).backward()
+        optimizer.step()
+    return model
+
+
+def parity(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make a task that no head on random features solves: the sign of a product, among six inputs of noise."""
+    X = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+    return X, (X[:, 0] * X[:, 1] > 0).long()
+
+
+def test_a_shuffled_layer_is_found():
+    """Where the first layer of a trained network was shuffled, training it is forecast to beat the head alone."""
+    known = parity(600, 0)
+    model = trained(*known)
+    order = torch.randperm(16 * 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight.flatten()[order].view(16, 8))
+    forecast = rs.TangentProbe(model, samples_per_class=150, random_state=0).fit(known).forecast(parity(400, 1))
+    error = dict(zip(forecast.policies, forecast.error, strict=True))
+    assert error["head + 0"] < error["head"] - 0.03
+    with_first = [error[p] for p, t in zip(forecast.policies, forecast.trained, strict=True) if "0" in t]
+    assert min(with_first) == min(e for e in error.values() if np.isfinite(e))
+
+
+def test_for_permuted_labels_the_head_is_enough():
+    """Where the classes only swapped their numbers, the head alone is nearly as good as anything, and none is not.
+
+    The ridge of the head is no logistic regression, so that its squared error leaves something to be gained.
+    """
+    known, (X, y) = parity(600, 0), parity(200, 1)
+    forecast = rs.TangentProbe(trained(*known), random_state=0).fit(known).forecast((X, 1 - y))
+    assert forecast.best_within(0.05) == "head"
+    assert forecast.accuracy[forecast.row_of("head")] > forecast.accuracy.max() - 0.05
+    accuracy = dict(zip(forecast.policies, forecast.accuracy, strict=True))
+    assert accuracy["head"] > 0.85
+    assert accuracy["none"] < 0.15
+
+
+def test_the_order_of_hidden_units_does_not_matter():
+    """Networks that differ in the order of their hidden units compute the same, and have the same forecast."""
+    plain, (X, y) = linear_net(), data_for((4,), n=40)
+    permuted = linear_net()
+    permuted.load_state_dict(plain.state_dict())
+    first, last = torch.randperm(8), torch.randperm(5)
+    with torch.no_grad():
+        permuted[0].weight.copy_(plain[0].weight[first])
+        permuted[0].bias.copy_(plain[0].bias[first])
+        permuted[3].weight.copy_(plain[3].weight[last][:, first])
+        permuted[3].bias.copy_(plain[3].bias[last])
+        permuted[4].weight.copy_(plain[4].weight[:, last])
+    one, other = (
+        rs.TangentProbe(m, n_directions=5, random_state=0).fit((X, y)).forecast((X, y)) for m in (plain, permuted)
+    )
+    np.testing.assert_allclose(one.error, other.error, rtol=1e-5)
+    np.testing.assert_array_equal(one.accuracy, other.accuracy)
+
+
+def test_the_scale_of_the_features_does_not_matter():
+    """Features twice as large, by a layer before the head, leave the shares of kernels against one another as they are.
+
+    The constant of the head's kernel is not scaled, so a small difference is left.
+    """
+    X, y = data_for((4,), n=40)
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    scaled = nn.Sequential(*list(plain)[:4], Apply(lambda x: 1024 * x), plain[4])
+    probes = [rs.TangentProbe(m, layers=["0", "2"], random_state=0).fit((X, y)) for m in (plain, scaled)]
+    (f, k), (g, h) = (kernels_of(probe, X) for probe in probes)
+    np.testing.assert_allclose(g, 1024 * f)
+    for name in k:
+        np.testing.assert_allclose(h[name], 1024.0**2 * k[name], rtol=1e-9)
+
+
+# What is borrowed is given back
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt("boom")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("at", [1, 3, 4, 5, 6])
+def test_the_model_is_given_back_after_an_error(error, at):
+    """Wherever the model fails, the error comes through and the model is as it was, with its modes and gradients."""
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), Failing(at, error), nn.Linear(8, 6), nn.Linear(6, 3)
+    )
+    model[0].weight.grad = torch.ones(8, 4)
+    model[4].requires_grad_(False)
+    with unchanged(model), pytest.raises(type(error), match="boom"):
+        rs.TangentProbe(model, batch_size=20, random_state=0).fit(samples()).forecast(samples(seed=1))
+
+
+def test_the_model_is_given_back():
+    """After a forecast the model and the global random states are bit for bit what they were."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 6), nn.Linear(6, 3))
+    model[3].requires_grad_(False)
+    with unchanged(model):
+        rs.TangentProbe(model, random_state=0).fit(samples()).forecast(samples(seed=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """A model in half precision has about the forecast that it has in full precision."""
+    known, unknown = samples(), samples(classes=(3, 4), seed=1)
+    full, half = (
+        rs.TangentProbe(classifier(dtype=d), random_state=0).fit(known).forecast(unknown)
+        for d in (torch.float32, dtype)
+    )
+    np.testing.assert_allclose(half.error, full.error, atol=0.03)
+
+
+def test_overflow_is_refused():
+    """Where gradients or features leave the range of half precision, the error says what to do."""
+    model = classifier(dtype=torch.float16)
+    with torch.no_grad():
+        model[2].weight.fill_(60000.0)
+        model[2].bias.zero_()
+    probe = rs.TangentProbe(model, random_state=0).fit((samples()[0] / 1e6, samples()[1]))
+    X, y = samples()
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity.*give model.float\(\)"):
+        probe.forecast((X.abs() + 5, y))
+
+
+def test_infinity_in_the_network():
+    """A sample of the unknown data that overflows in the network is refused; NaN weights are when fitted, by layer."""
+    summing, (X, y) = classifier(), samples()
+    with torch.no_grad():
+        summing[0].weight.fill_(1.0)
+    probe = rs.TangentProbe(summing, random_state=0).fit((X, y))
+    with pytest.raises(NonFiniteError, match="What goes into the head has NaN or infinity for the unknown data"):
+        probe.forecast((torch.cat([X[:-1], torch.full((1, 4), 3e38)]), y))
+    with torch.no_grad():
+        summing[2].weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="The layer '2' puts out NaN or infinity"):
+        rs.TangentProbe(summing, random_state=0).fit((X, y))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("unknown", "message"),
+    [
+        (samples()[0], r"unknown data has no labels, and this needs them. Give \(X, y\)"),
+        (samples(classes=("x",)), r"unknown data has one class \('x'\); at least two are needed"),
+        ((samples()[0], [0] * 59 + [1]), r"unknown class 1 has 1 sample; at least 2 a class are needed"),
+    ],
+)
+def test_unknown_data_must_have_classes(unknown, message):
+    """Unknown data without labels, of one class, or with a lonely sample is refused before the model is run."""
+    counted = Counted()
+    probe = rs.TangentProbe(nn.Sequential(counted, *classifier()), random_state=0).fit(samples())
+    before = counted.calls
+    with pytest.raises(InvalidDataError, match=message):
+        probe.forecast(unknown)
+    assert counted.calls == before
+    assert not hasattr(probe, "_asked")
+
+
+class HeadOnTokens(nn.Module):
+    """A network whose head runs at every token."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.head = nn.Linear(2, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.mix(x).reshape(-1, 5)).reshape(len(x), 2, 2).mean(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Unflatten(1, (2, 2))), "one row of class scores a sample"),
+        (nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2), Apply(lambda x: x.sum())), None),
+        (nn.Sequential(nn.Unflatten(1, (2, 2)), HeadOnTokens()), "must take one tensor with one row a sample"),
+    ],
+    ids=["two axes", "no samples", "head on tokens"],
+)
+def test_models_without_a_row_a_sample(model, message):
+    """A model that gives no row of scores a sample, or whose head takes none, is refused when fitted."""
+    with pytest.raises(UnsupportedModelError, match=message):
+        rs.TangentProbe(model, random_state=0).fit(samples())
+
+
+@pytest.mark.parametrize("option", ["samples_per_class", "n_directions", "max_features"])
+@pytest.mark.parametrize("value", [0, 2.5, "4", True])
+def test_options_must_be_whole_numbers(option, value):
+    """What counts samples, directions and features is a positive integer; refused before the model is run."""
+    with pytest.raises(InvalidDataError, match=f"'{option}' parameter must be a positive integer"):
+        rs.TangentProbe(classifier(), **{option: value}).fit(samples())
+
+
+def test_a_misspelt_policy():
+    """A policy of a layer that is not measured is refused, with the nearest that is, before gradients are taken."""
+    probe = rs.TangentProbe(classifier(), random_state=0).fit(samples())
+    with pytest.raises(LayerNotFoundError, match="no measured layer named '3'"):
+        probe.forecast(samples(), policies=[["0", "3"]])
+
+
+def test_a_forecast_needs_fit():
+    """Before fit there is no forecast, by scikit-learn's error."""
+    with pytest.raises(NotFittedError):
+        rs.TangentProbe(classifier()).forecast(samples())
+
+
+def test_layers_that_change_nothing():
+    """Where no layer's weights reach the head there is nothing to forecast, and that is said."""
+    model = nn.Sequential(nn.Linear(4, 6), Apply(lambda x: x.detach()), nn.Linear(6, 3))
+    with pytest.raises(InvalidDataError, match="nothing can be forecast"):
+        rs.TangentProbe(model, random_state=0).fit(samples()).forecast(samples())
