@@ -42,6 +42,15 @@ def test_none_where_a_gain_may_be_chance():
     assert choose(forecast_of(CLEAR, accuracy={"none": 0.85}, accuracy_draws=draws), 0.01).policy == "none"
 
 
+@pytest.mark.parametrize(
+    ("known", "policy"), [(NAN, "none"), (0.9, "none"), (0.91, "none"), (0.93, "all"), (1.0, "all")]
+)
+def test_none_needs_the_accuracy_of_the_known_data(known, policy):
+    """A model that does worse than on known data, beyond two points, is not left as it is, whatever the forecast."""
+    forecast = forecast_of(CLEAR, accuracy={"none": 0.9}, known_accuracy=known)
+    assert choose(forecast, 0.01) == Choice(policy)
+
+
 def test_without_none_the_head_is_the_least():
     """Where the model cannot be used as it is, the head is retrained at least."""
     assert choose(forecast_of({"head": 0.1, "head + c1": 0.1, "all": 0.12}), 0.01) == Choice("head")

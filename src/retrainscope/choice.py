@@ -48,8 +48,9 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
     Returns
     -------
     Choice
-        ``"none"`` where the model as it is does as well as what would be chosen; undecided where a class has too few
-        samples, where nothing is forecast to be learnt, and where chance in the samples may have made the choice.
+        ``"none"`` where the model as it is does as well as what would be chosen, and as well as on the known data;
+        undecided where a class has too few samples, where nothing is forecast to be learnt, and where chance in the
+        samples may have made the choice.
     """
     if forecast.smallest_class < LEAST_SAMPLES:
         return Choice(
@@ -63,7 +64,10 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
     if NONE in forecast.policies:
         none = forecast.row_of(NONE)
         gains = forecast.accuracy_draws[:, row] - forecast.accuracy_draws[:, none]
-        if forecast.accuracy[row] - forecast.accuracy[none] <= _WORTH or np.quantile(gains, tail) <= 0:
+        small = forecast.accuracy[row] - forecast.accuracy[none] <= _WORTH or np.quantile(gains, tail) <= 0
+        # A model that does worse than on what it knows lacks something, whatever the forecast can see of it.
+        worse = np.quantile(forecast.accuracy_draws[:, none], 1 - tail) < forecast.known_accuracy - _WORTH
+        if small and not worse:
             policy, row = NONE, none
     # By luck the best of several policies may name more classes than chance does; its error is then seldom lower too.
     lucky = policy != NONE and np.quantile(forecast.draws[:, row], 1 - tail) >= forecast.chance_error

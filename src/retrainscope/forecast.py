@@ -1,5 +1,6 @@
 """`Forecast`: what retraining by every policy is expected to give."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -44,6 +45,8 @@ class Forecast(Policies):
         Of the unknown data.
     smallest_class : int
         Samples of the smallest class.
+    known_accuracy : float
+        Of the model as it is on the known data; NaN where its labels are no places of the model's outputs.
     """
 
     error: Floats
@@ -55,6 +58,7 @@ class Forecast(Policies):
     n_samples: int
     n_classes: int
     smallest_class: int
+    known_accuracy: float = math.nan
 
     def best_within(self, tolerance: float, *, allowed: NDArray[np.bool_] | None = None) -> str:
         """Return the policy that trains the fewest parameters among those that are nearly as good as the best.

@@ -40,15 +40,15 @@ class TangentProbe(LayerEstimator):
 
     need = log(error if the head alone is retrained) - log(error if the layer is retrained too), in nats.
 
-    Of the known data only the classes are used, to tell whether the model can be used as it is: the forecast is about
-    the unknown data alone, which needs labels of at least two classes.
+    Of the known data only the classes and the model's accuracy are used, to tell whether it can be used as it is: the
+    forecast is about the unknown data alone, which needs labels of at least two classes.
 
     The gradients are those of projections of the head's input on random orthogonal directions, not those of a head's
     outputs: a head that is fitted to the samples would leak their labels. The kernel of a layer is divided by the root
     of the mean square of its gradients, as an optimiser that adapts its steps (Adam) does, and all layers
     together by a constant, so that neither the scale of features nor the number of directions counts.
 
-    As that of such an optimiser, the forecast depends on how weights are scaled: rescaling two layers by one factor and its
+    Like such an optimiser the forecast depends on how weights are scaled: rescaling two layers by a factor and its
     inverse keeps the function and moves their needs.
 
     What it cannot see: what takes training far from where it starts, so that the gradients change (features that must
@@ -173,9 +173,16 @@ class TangentProbe(LayerEstimator):
             check_number(name, getattr(self, name), whole=True, least=2 if name == "samples_per_class" else None)
         with torch.no_grad():
             self._n_outputs = head_inputs(model, self.layers_.head, batches.first().inputs)[1].shape[1]
-        labels = [label for batch in batches for label in batch.labels or (None,) * len(batch)]
+        labels, guesses = list[Label](), list[int]()
+        with torch.no_grad():
+            for batch in batches:
+                labels += batch.labels or (None,) * len(batch)
+                guesses += head_inputs(model, self.layers_.head, batch.inputs)[1].argmax(dim=1).tolist()
         self._n_known = len(labels)
         self._known_classes = () if None in labels else ordered_classes(labels)
+        places = own_places(self._n_outputs, self._known_classes, self._known_classes)
+        right = [] if not places else [guess == places[label] for guess, label in zip(guesses, labels, strict=True)]
+        self._known_accuracy = float(np.mean(right)) if right else np.nan
         counts = Counter(labels)
         self._known_counts = np.array([counts[label] for label in self._known_classes], dtype=np.float64)
 
@@ -281,6 +288,7 @@ class TangentProbe(LayerEstimator):
             n_samples=len(targets),
             n_classes=len(counts),
             smallest_class=int(counts.min()),
+            known_accuracy=self._known_accuracy,
         )
 
     def _scores(
