@@ -14,7 +14,7 @@ from torch import nn
 
 from retrainscope.advice import KEEP, RETRAIN, UNDECIDED, LayerAdvice, Recommendation
 from retrainscope.base import LayerEstimator, check_same_shape
-from retrainscope.batches import Batch, as_batches, input_shapes
+from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
 from retrainscope.checks import check_number
 from retrainscope.choice import DEFAULT_TOLERANCE, Choice, choose
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
@@ -136,6 +136,7 @@ def recommend_layers(
         known_first, unknown_first = known_batches.first(), unknown_batches.first()
         check_same_shape(input_shapes(known_first.inputs), unknown_first)
         _check_labels(known_first, unknown_first)
+        several = estimators is None and _has_classes(unknown_batches)
     notes: list[str] = []
     forecast, by_forecast = None, estimators is None
     if estimators is None:
@@ -147,7 +148,7 @@ def recommend_layers(
             progress=progress,
         )
         estimators = [ActivationSpread(model, **options)]
-        if unknown_first.labels is not None and len({y for batch in unknown_batches for y in batch.labels or ()}) > 1:
+        if several:
             try:
                 estimators = [TangentProbe(model, **options).fit(known), *estimators]
             except UnsupportedModelError as error:
@@ -455,6 +456,16 @@ def _pooled(
     with np.errstate(invalid="ignore"):
         pooled = (weights * np.where(there[..., None], stacked, 0)).sum(axis=0) / weights.sum(axis=0)
     return pooled[..., 0], pooled[..., 1:]
+
+
+def _has_classes(batches: Batches) -> bool:
+    """Tell whether data has labels of at least two classes."""
+    seen: set[Label] = set()
+    for batch in batches:
+        seen |= set(batch.labels or ())
+        if batch.labels is None or len(seen) > 1:
+            break
+    return len(seen) > 1
 
 
 def _check_labels(known: Batch, unknown: Batch) -> None:

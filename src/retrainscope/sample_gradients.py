@@ -161,7 +161,7 @@ def _at_once(
 
     try:
         # Outside of the transform no graph is kept; of attention only the plain form can be done for many samples.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        with _put_back(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
             found: dict[str, Tensor] = vmap(grad(value), in_dims=(None, 0, 0))(weights, inputs, targets)
     except Exception as error:
@@ -233,6 +233,29 @@ def _joined(gradients: list[Tensor], rows: tuple[int, ...]) -> Tensor:
     """Flatten gradients after the axis of the samples, if there is one, and put one after the other."""
     flat = [gradient.reshape(*rows, math.prod(gradient.shape[len(rows) :])) for gradient in gradients]
     return torch.cat(flat, dim=-1) if flat else torch.zeros(*rows, 0)
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Put every module's own parameters back: `functional_call` leaves others in a module that has two names.
+
+    Recurrent modules keep lists of theirs beside, which it makes anew.
+    """
+    tables = [(module, dict(module._parameters)) for module in model.modules()]
+    lists = [
+        (module, name, module.__dict__[name])
+        for module, _ in tables
+        for name in ("_flat_weights", "_flat_weight_refs")
+        if name in module.__dict__
+    ]
+    try:
+        yield
+    finally:
+        for module, table in tables:
+            module._parameters.clear()
+            module._parameters.update(table)
+        for module, name, kept in lists:
+            module.__dict__[name] = kept
 
 
 @contextmanager
