@@ -746,7 +746,10 @@ def test_without_labels_the_spread_decides(unknown):
     )
     assert rec.forecast is None
     assert [s.estimator for s in rec.scores] == ["ActivationSpread"]
-    assert str(rec) == str(spread)
+    assert str(rec.as_table()) == str(spread.as_table())
+    assert rec.summary() == (
+        f"{spread.summary()} There is no forecast, which needs unknown data with labels of at least two classes."
+    )
     with pytest.raises(InvalidDataError, match="labels of at least two classes and a model that returns one row"):
         rs.recommend_layers(model, samples(), unknown, budget={"parameters": 0.5}, random_state=0)
 

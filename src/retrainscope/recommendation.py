@@ -111,7 +111,7 @@ def recommend_layers(
     >>> y = torch.arange(200) % 2
     >>> X = torch.randn(200, 4) + y[:, None]
     >>> rs.recommend_layers(model, (X[:100], y[:100]), (X[100:], y[100:]), random_state=0).layers
-    ()
+    ('0',)
     """
     if threshold is not None and not (isinstance(threshold, Real) and np.isfinite(threshold)):
         raise InvalidDataError(f"The 'threshold' parameter must be a finite number of nats. Got {threshold!r}.")
