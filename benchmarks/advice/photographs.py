@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_image
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate
+from torch.nn.functional import conv2d, interpolate, pad
 
 __all__ = ["CHANGES", "KNOWN", "NOVEL", "ROLES", "patches"]
 
@@ -138,7 +138,7 @@ def _blurred(images: Tensor, _generator: torch.Generator) -> Tensor:
     line = torch.exp(-0.5 * (torch.arange(-9, 10) / 3) ** 2)
     kernel = (torch.outer(line, line) / line.sum() ** 2).expand(3, 1, -1, -1)
     # The edge is continued: a dark frame would be a change of its own.
-    return conv2d(torch.nn.functional.pad(images, (9,) * 4, mode="replicate"), kernel, groups=3)
+    return conv2d(pad(images, (9,) * 4, mode="replicate"), kernel, groups=3)
 
 
 def _noisy(images: Tensor, generator: torch.Generator) -> Tensor:
