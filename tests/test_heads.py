@@ -8,7 +8,7 @@ from networks import classifier, samples
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from retrainscope.batches import Batches, as_batches
+from retrainscope.batches import Batches, as_batches, ordered_classes
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from retrainscope.heads import (
     check_classes,
@@ -16,7 +16,6 @@ from retrainscope.heads import (
     fit_head,
     fitted_head,
     head_inputs,
-    ordered_classes,
     output_places,
     own_places,
     predictions_of,

@@ -83,7 +83,7 @@ def test_shares():
     policies = policies_of()
     shares = [policies.share(policy) for policy in policies.policies]
     assert shares == [0.0, 0.1, 0.2, 0.4, 0.6, 0.9, 1.0]
-    with pytest.raises(InvalidDataError, match=r"no policy 'half'\. There are none, head"):
+    with pytest.raises(InvalidDataError, match=r"no policy 'half'\. There are 'none', 'head'"):
         policies.share("half")
 
 

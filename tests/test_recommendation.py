@@ -847,3 +847,14 @@ def test_advice_of_nothing_is_verified():
     sweep = rec.verify(model, known, unknown, policies=[], steps=5, n_seeds=1, learning_rates=(1e-3,), random_state=0)
     assert sweep.advised == "none"
     assert "Regret of the advice (none): " in sweep.summary()
+
+
+def test_an_estimator_that_was_fitted_before_is_fitted_again():
+    """Given estimators are fitted to the known data that is given, whatever they were fitted to before."""
+    model = classifier()
+    known, unknown = samples(), samples(classes=(3, 4), seed=1)
+    used = rs.ActivationSpread(model, random_state=0).fit(samples(classes=("a", "b", "c"), seed=5))
+    fresh = rs.ActivationSpread(model, random_state=0)
+    recs = [rs.recommend_layers(model, known, unknown, estimators=[one], random_state=0) for one in (used, fresh)]
+    assert str(recs[0]) == str(recs[1])
+    assert recs[0].scores[0].known_classes == recs[1].scores[0].known_classes

@@ -137,7 +137,7 @@ def test_regret_of_what_diverged():
 def test_a_policy_that_is_not_there():
     """A policy that the sweep does not have is refused with those that it has."""
     for ask in (sweep_of().regret, sweep_of().share):
-        with pytest.raises(InvalidDataError, match=r"no policy 'f1 and up'. There are none, head, head \+ c1"):
+        with pytest.raises(InvalidDataError, match=r"no policy 'f1 and up'. There are 'none', 'head', 'head \+ c1'"):
             ask("f1 and up")
 
 

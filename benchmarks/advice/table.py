@@ -26,7 +26,7 @@ N_DRAWS = 2000
 SPREAD_THRESHOLD = 0.15
 CLOSE = 0.5  # points of accuracy within which a policy counts as the best
 Record = dict[str, Any]
-Pick = Callable[[Record, Record], str]
+Pick = Callable[[Record, Record], str | None]  # None: not scored with that seed
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ def fixed_rules() -> dict[str, Pick]:
 def advice(name: str) -> Pick:
     """Return the choice of recommend_layers."""
 
-    def pick(sweep: Record, scores: Record) -> str:
+    def pick(sweep: Record, scores: Record) -> str | None:
+        if name not in scores:
+            return None
         said = scores[name]
         if said["verdict"] == "undecided":
             return policy_for(sweep, sweep["layers"])
@@ -111,7 +113,9 @@ def advice(name: str) -> Pick:
 def top(name: str, what: str, *, up: bool) -> Pick:
     """Return the rule to retrain the layer that scores highest, or everything from it up."""
 
-    def pick(sweep: Record, scores: Record) -> str:
+    def pick(sweep: Record, scores: Record) -> str | None:
+        if name not in scores:
+            return None
         values = {layer: value for layer, value in scores[name].get(what, {}).items() if value is not None}
         if not values:
             return policy_for(sweep, sweep["layers"])
@@ -122,8 +126,10 @@ def top(name: str, what: str, *, up: bool) -> Pick:
     return pick
 
 
-def spread_rule(sweep: Record, scores: Record) -> str:
+def spread_rule(sweep: Record, scores: Record) -> str | None:
     """Retrain from the first layer whose need passes the threshold."""
+    if "ActivationSpread" not in scores:
+        return None
     needs, layers = scores["ActivationSpread"]["needs"], sweep["layers"]
     first = next((n for n, name in enumerate(layers) if (needs[name] or 0) > SPREAD_THRESHOLD), len(layers))
     return policy_for(sweep, layers[first:])
@@ -146,18 +152,10 @@ def measured(run: Run, pick: Pick) -> tuple[float, float, float]:
     """Return regret, share of the parameters, and how often the choice is as good as the best."""
     means = dict(zip(run.policies, run.accuracy().mean(axis=0), strict=True))
     best = max(means.values())
-    chosen = [p for p in (picked(pick, *pair) for pair in run.pairs()) if p is not None]
+    chosen = [p for p in (pick(*pair) for pair in run.pairs()) if p is not None]
     shares = [run.sweeps[0]["policies"][p]["share"] for p in chosen]
     regrets = [best - means[p] for p in chosen]
     return float(np.mean(regrets)), float(np.mean(shares)), float(np.mean([regret <= CLOSE for regret in regrets]))
-
-
-def picked(pick: Pick, sweep: Record, scores: Record) -> str | None:
-    """Return the choice; None where it was not scored with that seed."""
-    try:
-        return pick(sweep, scores)
-    except KeyError:
-        return None
 
 
 def noise_floor(run: Run) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from images import CHANGES, DATA, GROUP, HALVES, Pair
 from networks import BLOCKS, BUILD, damaged
-from torch import Tensor, nn
+from torch import nn
 
 __all__ = ["SEEDS", "TASKS", "Case", "Task", "cases"]
 
@@ -175,9 +175,3 @@ def _picked(
 
 def _grouped(pair: Pair, data: str) -> Pair:
     return pair[0], torch.tensor([GROUP[data](int(label)) for label in pair[1]])
-
-
-def accuracy(model: nn.Module, X: Tensor, y: Tensor) -> float:
-    """Tell the share of samples that are classified right."""
-    with torch.no_grad():
-        return float((model(X).argmax(dim=1) == y).float().mean())

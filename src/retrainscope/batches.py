@@ -27,7 +27,18 @@ from retrainscope.sources import (
     tensors_of,
 )
 
-__all__ = ["Batch", "Batches", "Inputs", "Label", "Shapes", "as_batches", "input_shapes", "items_of", "shapes_text"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Inputs",
+    "Label",
+    "Shapes",
+    "as_batches",
+    "input_shapes",
+    "items_of",
+    "ordered_classes",
+    "shapes_text",
+]
 
 Shapes = dict[str, tuple[int | None, ...]]
 
@@ -52,6 +63,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs lie."""
+        _, tensor = next(iter(items_of(self.inputs)))
+        return tensor.device
 
     @property
     def mask(self) -> Tensor | None:
@@ -229,6 +246,15 @@ def input_shapes(inputs: Inputs) -> Shapes:
         return (None, *shape[1:]) if n_tokens is not None and shape[:1] == (n_tokens,) else shape
 
     return {key: shape_of(tensor) for key, tensor in items_of(inputs)}
+
+
+def ordered_classes(labels: Iterable[Label]) -> tuple[Label, ...]:
+    """Return the distinct labels, sorted, or as they came where they do not compare."""
+    found = tuple(dict.fromkeys(labels))
+    try:
+        return tuple(sorted(found))  # type: ignore[type-var]
+    except TypeError:
+        return found
 
 
 def shapes_text(shapes: Shapes) -> str:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from retrainscope.forecast import Forecast
 from retrainscope.policies import NONE
-from retrainscope.scores import CONFIDENCE
+from retrainscope.scores import CONFIDENCE, TAILS
 
 __all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose"]
 
@@ -60,18 +60,18 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
         )
     policy = forecast.best_within(tolerance, allowed=allowed)
     row = forecast.row_of(policy)
-    tail = (1 - CONFIDENCE) / 2
+    low, high = TAILS
     if NONE in forecast.policies:
         none = forecast.row_of(NONE)
         gains = forecast.accuracy_draws[:, row] - forecast.accuracy_draws[:, none]
-        small = forecast.accuracy[row] - forecast.accuracy[none] <= _WORTH or np.quantile(gains, tail) <= 0
+        small = forecast.accuracy[row] - forecast.accuracy[none] <= _WORTH or np.quantile(gains, low) <= 0
         # A model that does worse than on what it knows lacks something, whatever the forecast can see of it.
-        worse = np.quantile(forecast.accuracy_draws[:, none], 1 - tail) < forecast.known_accuracy - _WORTH
+        worse = np.quantile(forecast.accuracy_draws[:, none], high) < forecast.known_accuracy - _WORTH
         if small and not worse:
             policy, row = NONE, none
     # By luck the best of several policies may name more classes than chance does; its error is then seldom lower too.
-    lucky = policy != NONE and np.quantile(forecast.draws[:, row], 1 - tail) >= forecast.chance_error
-    if lucky or np.quantile(forecast.accuracy_draws[:, row], tail) <= forecast.chance:
+    lucky = policy != NONE and np.quantile(forecast.draws[:, row], high) >= forecast.chance_error
+    if lucky or np.quantile(forecast.accuracy_draws[:, row], low) <= forecast.chance:
         return Choice(
             None,
             "By no policy are the classes forecast to be told apart better than by chance "

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrainscope.policies import Policies
 from retrainscope.saving import import_pandas, load_json, save_json
-from retrainscope.scores import CONFIDENCE
+from retrainscope.scores import TAILS
 from retrainscope.tables import Table, interval_text, number_text
 
 if TYPE_CHECKING:
@@ -92,13 +92,12 @@ class Forecast(Policies):
 
     def as_table(self) -> Table:
         """Return one row a policy."""
-        tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
         rows = [
             [
                 policy,
                 f"{self.share(policy):.1%}",
                 number_text(self.error[row], 3),
-                interval_text(np.quantile(self.draws[:, row], tails).tolist(), 3),
+                interval_text(np.quantile(self.draws[:, row], TAILS).tolist(), 3),
                 f"{self.accuracy[row]:.1%}",
             ]
             for row, policy in enumerate(self.policies)
@@ -123,8 +122,8 @@ class Forecast(Policies):
                 "policy": policy,
                 "share": self.share(policy),
                 "error": self.error[row],
-                "error_low": np.quantile(self.draws[:, row], (1 - CONFIDENCE) / 2),
-                "error_high": np.quantile(self.draws[:, row], (1 + CONFIDENCE) / 2),
+                "error_low": np.quantile(self.draws[:, row], TAILS[0]),
+                "error_high": np.quantile(self.draws[:, row], TAILS[1]),
                 "accuracy": self.accuracy[row],
             }
             for row, policy in enumerate(self.policies)

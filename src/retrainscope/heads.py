@@ -23,7 +23,6 @@ __all__ = [
     "fit_head",
     "fitted_head",
     "head_inputs",
-    "ordered_classes",
     "output_places",
     "own_places",
     "predictions_of",
@@ -49,15 +48,6 @@ def own_places(n_outputs: int, known: Iterable[Label], unknown: Iterable[Label])
     known, unknown = list(known), list(unknown)
     places = output_places(n_outputs, known)
     return None if places is None or not set(unknown) <= set(known) else {label: places[label] for label in unknown}
-
-
-def ordered_classes(labels: Iterable[Label]) -> tuple[Label, ...]:
-    """Return the distinct labels, sorted, or as they came where they do not compare."""
-    found = tuple(dict.fromkeys(labels))
-    try:
-        return tuple(sorted(found))  # type: ignore[type-var]
-    except TypeError:
-        return found
 
 
 def predictions_of(model: nn.Module, inputs: Inputs) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrainscope.batches import Label
+from retrainscope.batches import Label, ordered_classes
 
 __all__ = ["N_GROUPS", "ClassMoments", "GroupCounter", "class_means", "half_samples", "moments_of", "scatter_share"]
 
@@ -75,11 +75,7 @@ class ClassMoments:
 
     def ordered(self) -> "ClassMoments":
         """Return the same with the classes in sorted order, or as they came where they do not compare."""
-        try:
-            classes = tuple(sorted(self.classes))  # type: ignore[type-var]
-        except TypeError:
-            return self
-        return self._spread_to(classes)
+        return self._spread_to(ordered_classes(self.classes))
 
     def _spread_to(self, classes: tuple[Label, ...]) -> "ClassMoments":
         place = {label: row for row, label in enumerate(classes)}

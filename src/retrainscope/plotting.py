@@ -12,7 +12,7 @@ from retrainscope.advice import KEEP, RETRAIN, UNDECIDED, Recommendation
 from retrainscope.batches import Label
 from retrainscope.exceptions import MissingExtraError
 from retrainscope.forecast import Forecast
-from retrainscope.scores import CONFIDENCE, LayerScores
+from retrainscope.scores import TAILS, LayerScores
 from retrainscope.trials import LayerSweep
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def plot_policies(result: Forecast | LayerSweep) -> "Figure":
     swept = isinstance(result, LayerSweep)
     accuracy = 100 * (result.accuracy.mean(axis=1) if isinstance(result, LayerSweep) else result.accuracy)
     draws = result.draws if isinstance(result, LayerSweep) else result.accuracy_draws
-    tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
-    reach = np.nan_to_num(np.abs(100 * np.quantile(draws, tails, axis=0) - accuracy))
+    reach = np.nan_to_num(np.abs(100 * np.quantile(draws, TAILS, axis=0) - accuracy))
     figure, axes = new_figure(6.4, 1.4 + 0.36 * len(result.policies))
     ax: Axes = axes[0, 0]
     advised = result.advised if isinstance(result, LayerSweep) else None

@@ -76,7 +76,7 @@ class Policies:
     def row_of(self, policy: str) -> int:
         """Return the place of a policy, or refuse one that is not there."""
         if policy not in self.policies:
-            raise InvalidDataError(f"There is no policy {policy!r}. There are {', '.join(self.policies)}.")
+            raise InvalidDataError(f"There is no policy {policy!r}. There are {', '.join(map(repr, self.policies))}.")
         return self.policies.index(policy)
 
 

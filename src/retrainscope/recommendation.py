@@ -138,7 +138,7 @@ def recommend_layers(
         _check_labels(known_first, unknown_first)
         several = estimators is None and _has_classes(unknown_batches)
     notes: list[str] = []
-    forecast, by_forecast = None, estimators is None
+    probe: TangentProbe | None = None
     if estimators is None:
         options: dict[str, Any] = dict(
             zip(("layers", "head", "input_layer", "calls"), chosen, strict=True),
@@ -150,19 +150,20 @@ def recommend_layers(
         estimators = [ActivationSpread(model, **options)]
         if several:
             try:
-                estimators = [TangentProbe(model, **options).fit(known), *estimators]
+                probe = TangentProbe(model, **options).fit(known)
+                estimators = [probe, *estimators]
             except UnsupportedModelError as error:
                 notes.append(f"There is no forecast: {error}")
         else:
             notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
-        if limits and len(estimators) == 1:
+        if limits and probe is None:
             raise InvalidDataError(
                 "A budget is kept by the forecast, which needs unknown data with labels of at least two classes and a "
                 "model that returns one row of class scores a sample. Leave budget= out."
             )
     scores, found = [], []
     for estimator in estimators:
-        if not hasattr(estimator, "layers_"):
+        if estimator is not probe:
             estimator.fit(known)
         found.append(estimator.layers_)
         if found[-1].names != found[0].names:
@@ -171,18 +172,16 @@ def recommend_layers(
                 f"{', '.join(found[0].names)} and {', '.join(found[-1].names)}. Give them the same layers=."
             )
         scores.append(estimator.score_layers(unknown))
-        if isinstance(estimator, TangentProbe) and by_forecast:
-            forecast = estimator.forecast_
     settings = tuple(_settings(estimator) for estimator in estimators)
     threshold = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
     novel = bool(labels - known_labels) if labels and known_labels else None
-    if forecast is None:
+    if probe is None:
         advice = combine(scores, found[0], novel=novel, threshold=threshold, estimators=settings)
     else:
         tolerance = DEFAULT_TOLERANCE if tolerance is None else float(tolerance)
-        allowed = _allowed(forecast, found[0], limits)
-        choice = choose(forecast, tolerance, allowed=allowed)
+        forecast = probe.forecast_
+        choice = choose(forecast, tolerance, allowed=_allowed(forecast, found[0], limits))
         advice = advise(scores, found[0], forecast, choice, novel=novel, threshold=threshold, estimators=settings)
     return replace(advice, notes=(*notes, *advice.notes))
 

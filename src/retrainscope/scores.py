@@ -14,9 +14,10 @@ from retrainscope.tables import Table, interval_text, number_text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CONFIDENCE", "LayerScores", "Measured", "score"]
+__all__ = ["CONFIDENCE", "TAILS", "LayerScores", "Measured", "score"]
 
 CONFIDENCE = 0.9
+TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
 _MOST_COLUMNS = 12
 _FOR_INTERVAL = 4  # samples of a class, so that a half of them still varies
 
@@ -261,8 +262,7 @@ def score(
     with np.errstate(invalid="ignore"):
         need = unknown_logs - known_logs[:, :1] - (unknown_expected - known_expected[:, :1])
     need = np.where(np.isfinite(need), need, np.nan)
-    tail = (1 - CONFIDENCE) / 2
-    interval = np.moveaxis(np.quantile(need[1:], [tail, 1 - tail], axis=0), 0, -1)
+    interval = np.moveaxis(np.quantile(need[1:], TAILS, axis=0), 0, -1)
     novel = slice(1, None) if labelled else slice(1, 1)
     known_reference, unknown_reference = known.reference_by_layer(), unknown.reference_by_layer()
     return LayerScores(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrainscope.base import autograd_on, check_same_shape, seed_of
-from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, items_of
+from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, items_of, ordered_classes
 from retrainscope.checks import check_device, check_number, reason_of
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.finetuning import training
@@ -25,7 +25,6 @@ from retrainscope.heads import (
     collect_head_inputs,
     fitted_head,
     head_inputs,
-    ordered_classes,
     output_places,
     own_places,
     predictions_of,
@@ -274,6 +273,7 @@ class _Task:
     known_before: float
     splits: tuple[_Split, ...]
     heads: tuple[nn.Linear | None, ...]
+    n_samples: tuple[int, int, int, int]  # to train on, to validate and to test, and of the known data
     seed: int
 
     @classmethod
@@ -289,16 +289,17 @@ class _Task:
     ) -> "_Task":
         with torch.no_grad():
             n_outputs = predictions_of(model, known.first().inputs).shape[1]
-        labels = _labels(unknown)
-        classes, known_classes = ordered_classes(labels), ordered_classes(_labels(known))
+        labels, known_labels = _labels(unknown), _labels(known)
+        classes, known_classes = ordered_classes(labels), ordered_classes(known_labels)
         check_classes(classes, "unknown")
         if not unknown.indexed and _labels(unknown) != labels:
             raise InvalidDataError(
                 "The unknown data comes in another order at every pass, so that test samples cannot be told from those "
                 "to train on. Give (X, y), a Dataset, or a DataLoader that shuffles by torch's generators."
             )
+        test_labels = [] if test is None else _labels(test)
         if test is not None:
-            _check_test_classes(ordered_classes(_labels(test)), classes)
+            _check_test_classes(ordered_classes(test_labels), classes)
         splits = tuple(
             _split(labels, classes, options, np.random.default_rng([seed, number])) for number in range(options.n_seeds)
         )
@@ -328,15 +329,14 @@ class _Task:
             known_before=_mean(None if known_places is None else _hits(model, known, known_places)),
             splits=splits,
             heads=heads,
+            n_samples=(
+                len(splits[0].train),
+                len(splits[0].validation),
+                len(test_labels) if splits[0].test is None else len(splits[0].test),
+                len(known_labels),
+            ),
             seed=seed,
         )
-
-    @property
-    def n_samples(self) -> tuple[int, int, int, int]:
-        """Samples to train on, to validate and to test, and of the known data."""
-        split = self.splits[0]
-        n_test = len(_labels(self.test)) if split.test is None else len(split.test)
-        return len(split.train), len(split.validation), n_test, len(_labels(self.known))
 
     def start(self, model: nn.Module, number: int) -> nn.Module:
         """Return a copy of the model as every policy starts from it."""
@@ -517,8 +517,7 @@ def _endless(batches: Batches, rows: NDArray[np.int64], seed: int, options: _Opt
 
 
 def _targets(batch: Batch, places: dict[Label, int]) -> Tensor:
-    inputs = batch.inputs if isinstance(batch.inputs, Tensor) else next(iter(batch.inputs.values()))
-    return torch.tensor([places[label] for label in batch.labels or ()], device=inputs.device)
+    return torch.tensor([places[label] for label in batch.labels or ()], device=batch.device)
 
 
 @torch.no_grad()

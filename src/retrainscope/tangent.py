@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts
-from retrainscope.batches import Batches, Inputs, Label
+from retrainscope.base import N_RESAMPLES, LayerEstimator, autograd_on, check_class_counts, check_same_shape
+from retrainscope.batches import Batches, Inputs, Label, ordered_classes
 from retrainscope.checks import check_number
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.forecast import Forecast
-from retrainscope.heads import check_classes, head_inputs, ordered_classes, own_places
+from retrainscope.heads import check_classes, head_inputs, own_places
+from retrainscope.lending import borrow
 from retrainscope.policies import NONE, policy_name, policy_sets
 from retrainscope.progress import progress_bar
 from retrainscope.ridge import LeftOut, kernel_ridge
@@ -75,7 +77,8 @@ class TangentProbe(LayerEstimator):
     max_features : int
         A layer with more parameters has its gradients summed up with random signs to that many numbers, which keeps
         their products but for noise of about sqrt(2 / max_features); smaller ones are exact. Memory is 4 bytes for
-        each sample, layer and feature, and the gradients of one batch of samples (at most 256 MiB, or one sample's).
+        each sample, layer and feature, one byte for each parameter, and the gradients of one batch of samples (at most
+        256 MiB, or one sample's).
     batch_size : int
         Samples a forward pass, for data that is not batched.
     device : device, optional
@@ -161,23 +164,24 @@ class TangentProbe(LayerEstimator):
         InvalidDataError, LayerNotFoundError
             Before any work, where data or policies do not fit.
         """
-        self._asked = policies
-        try:
-            self.score_layers(unknown)
-        finally:
-            del self._asked
+        check_is_fitted(self, "layers_")
+        sets = policy_sets(self.layers_.names, policies)
+        batches = self._batches(unknown, "unknown", self._seed)
+        with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
+            check_same_shape(self._input_shapes, batches.first())
+            self._measure_unknown(model, batches, sets, np.random.default_rng(self._seed))
         return self.forecast_
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         for name in ("samples_per_class", "n_directions", "max_features"):
             check_number(name, getattr(self, name), whole=True, least=2 if name == "samples_per_class" else None)
-        with torch.no_grad():
-            self._n_outputs = head_inputs(model, self.layers_.head, batches.first().inputs)[1].shape[1]
         labels, guesses = list[Label](), list[int]()
         with torch.no_grad():
             for batch in batches:
+                outputs = head_inputs(model, self.layers_.head, batch.inputs)[1]
                 labels += batch.labels or (None,) * len(batch)
-                guesses += head_inputs(model, self.layers_.head, batch.inputs)[1].argmax(dim=1).tolist()
+                guesses += outputs.argmax(dim=1).tolist()
+                self._n_outputs = outputs.shape[1]
         self._n_known = len(labels)
         self._known_classes = () if None in labels else ordered_classes(labels)
         places = own_places(self._n_outputs, self._known_classes, self._known_classes)
@@ -187,9 +191,13 @@ class TangentProbe(LayerEstimator):
         self._known_counts = np.array([counts[label] for label in self._known_classes], dtype=np.float64)
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
-        names = self.layers_.names
-        sets = policy_sets(names, getattr(self, "_asked", None))
-        scored = tuple(dict.fromkeys([*sets, *((name,) for name in names)]))
+        sets = policy_sets(self.layers_.names, None)
+        return self._scores(*self._measure_unknown(model, batches, sets, rng), rng)
+
+    def _measure_unknown(
+        self, model: nn.Module, batches: Batches, sets: tuple[tuple[str, ...], ...], rng: np.random.Generator
+    ) -> tuple[LeftOut, tuple[tuple[str, ...], ...], tuple[Label, ...], NDArray[np.int64]]:
+        """Predict every sample by the others with each set of layers; keep the forecast."""
         chosen, labels = self._chosen(batches)
         classes = ordered_classes(labels)
         check_classes(classes, "unknown")
@@ -200,11 +208,11 @@ class TangentProbe(LayerEstimator):
         features, outputs, kernels = self._kernels(model, chosen)
         base = features @ features.T + 1
         scaled = _scaled(kernels, self.layers_.n_parameters, np.trace(base))
-        found = kernel_ridge(scaled, base, targets, scored)
+        found = kernel_ridge(scaled, base, targets, sets)
         own = own_places(self._n_outputs, self._known_classes, classes)
         as_is = None if own is None else outputs.argmax(axis=1) == np.array([own[label] for label in labels])
-        self.forecast_ = self._forecast(found, sets, scored, as_is, targets, rng)
-        return self._scores(found, scored, classes, targets, rng)
+        self.forecast_ = self._forecast(found, sets, as_is, targets, rng)
+        return found, sets, classes, targets
 
     def _chosen(self, batches: Batches) -> tuple[Batches, list[Label]]:
         """Draw samples of each class; return them, and their labels in the order that they come in."""
@@ -233,12 +241,13 @@ class TangentProbe(LayerEstimator):
         owned = {name: [f"model.{p}" for p in self.layers_.parameters[name]] for name in self.layers_.names}
         kernels = {name: np.zeros((n_samples, n_samples)) for name in owned}
         directions = _directions(n_features, self.n_directions, self._seed)
+        signs = {name: _signs(self.layers_.n_parameters[name], self._seed) for name in owned}
         with progress_bar(what="gradients", progress=self.progress, total=len(directions) * n_samples) as bar:
             for direction in directions:
                 kept: dict[str, list[Tensor]] = {name: [] for name in owned}
                 for gradients in self._gradients(body, batches, direction, owned):
                     for name, gradient in gradients.items():
-                        kept[name].append(_sketched(gradient, self.max_features, self._seed))
+                        kept[name].append(_sketched(gradient, self.max_features, signs[name]))
                     bar.update(len(next(iter(gradients.values()))))
                 for name, parts in kept.items():
                     rows = torch.cat(parts)
@@ -251,21 +260,18 @@ class TangentProbe(LayerEstimator):
         self, body: nn.Module, batches: Batches, direction: Tensor, owned: Mapping[str, list[str]]
     ) -> Iterator[dict[str, Tensor]]:
         for batch in batches:
-            first = batch.inputs if isinstance(batch.inputs, Tensor) else next(iter(batch.inputs.values()))
-            along = direction.to(first.device).expand(len(batch), -1)
+            along = direction.to(batch.device).expand(len(batch), -1)
             yield from sample_gradients(body, batch.inputs, along, _product, owned)
 
     def _forecast(
         self,
         found: LeftOut,
         sets: tuple[tuple[str, ...], ...],
-        scored: tuple[tuple[str, ...], ...],
         as_is: NDArray[np.bool_] | None,
         targets: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> Forecast:
-        rows = [scored.index(policy) for policy in sets]
-        errors, hits = found.errors[rows], found.hits[rows].astype(np.float64)
+        errors, hits = found.errors, found.hits.astype(np.float64)
         trained: tuple[tuple[str, ...], ...] = sets
         names = tuple(policy_name(policy, self.layers_.names) for policy in sets)
         if as_is is not None:
@@ -294,7 +300,7 @@ class TangentProbe(LayerEstimator):
     def _scores(
         self,
         found: LeftOut,
-        scored: tuple[tuple[str, ...], ...],
+        sets: tuple[tuple[str, ...], ...],
         classes: tuple[Label, ...],
         targets: NDArray[np.int64],
         rng: np.random.Generator,
@@ -310,8 +316,8 @@ class TangentProbe(LayerEstimator):
             averages: Floats = sums / (weights @ split)[..., None]
             return averages
 
-        frozen = means(found.errors[[scored.index(())]])
-        retrained = means(found.errors[[scored.index((name,)) for name in self.layers_.names]])
+        frozen = means(found.errors[[sets.index(())]])
+        retrained = means(found.errors[[sets.index((name,)) for name in self.layers_.names]])
         ratio = frozen / retrained
         counts = np.bincount(targets).astype(np.float64)
         unit = np.ones((len(ratio), 1 + len(self._known_classes), ratio.shape[-1]))
@@ -353,14 +359,17 @@ def _directions(n_features: int, n: int, seed: int) -> Tensor:
     return directions
 
 
-def _sketched(gradients: Tensor, most: int, seed: int) -> Tensor:
-    """Add up gradients with random signs to no more numbers than that, the same way at every call."""
+def _signs(n: int, seed: int) -> Tensor:
+    """Draw n random signs, as whole numbers of one byte."""
+    return torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed), dtype=torch.int8).mul_(2).sub_(1)
+
+
+def _sketched(gradients: Tensor, most: int, signs: Tensor) -> Tensor:
+    """Add up gradients of shape (n_samples, n_parameters), each with its sign, to no more numbers than that."""
     n, n_parameters = gradients.shape
     gradients = gradients.to(torch.promote_types(gradients.dtype, torch.float32))  # half precision overflows in sums
     if n_parameters <= most:
         return gradients
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (n_parameters,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
     signed = gradients * signs.to(gradients.device)
     return nn.functional.pad(signed, (0, -n_parameters % most)).view(n, -1, most).sum(dim=1)
 

@@ -14,7 +14,7 @@ from retrainscope.exceptions import InvalidDataError
 from retrainscope.layers import Layers
 from retrainscope.policies import HEAD, NONE, Policies
 from retrainscope.saving import import_pandas, load_json, save_json
-from retrainscope.scores import CONFIDENCE
+from retrainscope.scores import TAILS
 from retrainscope.tables import Table
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class LayerSweep(Policies):
         The best is that of the sweep itself, so that by chance alone even the truly best policy has some regret.
         """
         row, best = self.row_of(policy), self.row_of(self.best)
-        low, high = np.quantile(self.draws[:, best] - self.draws[:, row], _tails())
+        low, high = np.quantile(self.draws[:, best] - self.draws[:, row], TAILS)
         return float(self.accuracy[best].mean() - self.accuracy[row].mean()), float(low), float(high)
 
     def __str__(self) -> str:
@@ -306,7 +306,7 @@ def summarise(
         head=layers.head,
         n_parameters=layers.n_parameters,
         accuracy=of(lambda trial: np.nan if trial.hits is None else trial.hits.mean()),
-        interval=np.quantile(draws, _tails(), axis=0).T,
+        interval=np.quantile(draws, TAILS, axis=0).T,
         known_accuracy=of(lambda trial: trial.known_accuracy),
         learning_rate=of(lambda trial: trial.learning_rate),
         # The policy that trains nothing has one value, whatever the rate.
@@ -335,7 +335,3 @@ def _draws(rows: Sequence[Sequence[Trial]], rng: np.random.Generator, *, same_te
     picked = rng.integers(0, n_seeds, (_N_DRAWS, n_seeds))
     draws: Floats = np.stack(by_seed)[picked, np.arange(_N_DRAWS)[:, None]].mean(axis=1)
     return draws
-
-
-def _tails() -> tuple[float, float]:
-    return (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from retrainscope.base import LayerEstimator, baseline_classes, check_class_counts
-from retrainscope.batches import Batch, Batches, Label, items_of
+from retrainscope.batches import Batch, Batches, Label, ordered_classes
 from retrainscope.checks import check_number
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.heads import (
     check_classes,
     collect_head_inputs,
     fitted_head,
-    ordered_classes,
     output_places,
     own_places,
     predictions_of,
@@ -95,8 +94,7 @@ class HeadedSample:
 
     def targets(self, batch: Batch) -> Tensor:
         """Return the output that stands for each sample's class, of shape (n_samples,)."""
-        device = next(iter(items_of(batch.inputs)))[1].device
-        return torch.tensor([self.places[label] for label in batch.labels or ()], device=device)
+        return torch.tensor([self.places[label] for label in batch.labels or ()], device=batch.device)
 
 
 @dataclass(frozen=True)

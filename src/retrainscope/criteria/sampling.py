@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from retrainscope.batches import Label
+from retrainscope.batches import Label, ordered_classes
 
 __all__ = ["ClassSample", "Draw", "Reservoir", "deal", "halved"]
 
@@ -68,11 +68,10 @@ class Reservoir:
     @property
     def chosen(self) -> dict[Label, list[int]]:
         """Positions of the samples that stay by class, in random order; classes sorted where they compare."""
-        try:
-            classes = sorted(self._heaps)  # type: ignore[type-var]
-        except TypeError:
-            classes = list(self._heaps)
-        return {label: [position for _, position in sorted(self._heaps[label], reverse=True)] for label in classes}
+        return {
+            label: [position for _, position in sorted(self._heaps[label], reverse=True)]
+            for label in ordered_classes(self._heaps)
+        }
 
     def offer(self, labels: Sequence[Label], positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], set[int]]:
         """Take in the next samples.
