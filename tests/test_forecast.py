@@ -56,7 +56,7 @@ def test_doubt_is_a_share_of_draws():
 
 def test_a_policy_that_is_not_there():
     """A policy that was not forecast is refused with those that were."""
-    with pytest.raises(InvalidDataError, match=r"no policy 'f1 and up'\. There are 'none', 'head', head"):
+    with pytest.raises(InvalidDataError, match=r"no policy 'f1 and up'\. There are 'none', 'head', 'head"):
         forecast_of(ERRORS).doubt("f1 and up", 0.0)
 
 
