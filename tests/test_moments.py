@@ -165,8 +165,9 @@ def test_classes_can_be_put_in_order():
     found = moments(np.array([[1.0], [2.0], [4.0]]), ("c", "a", "b")).ordered()
     assert found.classes == ("a", "b", "c")
     assert found.sums[:, 0, 0].tolist() == [2.0, 4.0, 1.0]
-    mixed = moments(np.ones((2, 1)), ("c", 1))
-    assert mixed.ordered() is mixed
+    mixed = moments(np.array([[1.0], [2.0]]), ("c", 1)).ordered()
+    assert mixed.classes == ("c", 1)
+    assert mixed.sums[:, 0, 0].tolist() == [1.0, 2.0]
 
 
 def test_samples_are_dealt_in_turn():
