@@ -34,10 +34,13 @@ def mlp() -> nn.Sequential:
 
 @pytest.fixture(scope="session")
 def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the MNIST study, run once with one seed."""
+    """Return the folder of the MNIST study, run once with one seed.
+
+    Other tests run beside it when there are several processes: threads beyond its share of the cores would only wait.
+    """
     folder = tmp_path_factory.mktemp("mnist") / "study"
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
     try:
         assert main(["mnist", "--seeds", "1", "--out", str(folder)]) == 0
     finally:

@@ -44,6 +44,25 @@ def cnn(n_classes: int) -> nn.Module:
     )
 
 
+def _normed(layer: nn.Module, norm: nn.Module, *, pool: bool = False) -> nn.Sequential:
+    return nn.Sequential(layer, norm, nn.ReLU(), *([nn.MaxPool2d(2)] if pool else []))
+
+
+def cnn_bn(n_classes: int) -> nn.Module:
+    """Four convolutions and a dense layer, each with batch normalisation; the second convolution is the largest."""
+    return nn.Sequential(
+        OrderedDict(
+            c1=_normed(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), pool=True),
+            c2=_normed(nn.Conv2d(12, 32, 5, padding=2), nn.BatchNorm2d(32)),
+            c3=_normed(nn.Conv2d(32, 20, 3, padding=1), nn.BatchNorm2d(20), pool=True),
+            c4=_normed(nn.Conv2d(20, 20, 3, padding=1), nn.BatchNorm2d(20), pool=True),
+            flat=nn.Flatten(),
+            f1=_normed(nn.Linear(20 * 4, 64), nn.BatchNorm1d(64)),
+            head=nn.Linear(64, n_classes),
+        )
+    )
+
+
 def wide_middle(n_classes: int) -> nn.Module:
     """Three convolutions and two dense layers; the second convolution is the largest."""
     return nn.Sequential(
@@ -126,6 +145,7 @@ def vit(n_classes: int) -> nn.Module:
 BUILD: dict[str, Callable[[int], nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
+    "cnn_bn": cnn_bn,
     "residual_gn": residual_gn,
     "wide_middle": wide_middle,
     "residual_bn": residual_bn,
@@ -134,6 +154,7 @@ BUILD: dict[str, Callable[[int], nn.Module]] = {
 BLOCKS = {
     "mlp": ("f1", "f2", "f3", "f4"),
     "cnn": ("c1", "c2", "c3", "c4", "f1"),
+    "cnn_bn": ("c1", "c2", "c3", "c4", "f1"),
     "residual_gn": ("stem", "b1", "b2", "b3", "b4"),
     "wide_middle": ("c1", "c2", "c3", "f1", "f2"),
     "residual_bn": ("stem", "b1", "b2", "b3", "b4"),

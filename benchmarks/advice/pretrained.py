@@ -25,8 +25,6 @@ TASKS = {
     "novel": ("novel", 50),
     "novel few": ("novel", 10),
     "inverted": ("input", 50),
-    "blurred": ("input", 50),
-    "noisy": ("input", 50),
     "novel inverted": ("combined", 50),
     "damaged stage4": ("damage", 50),
     "null": ("null", 50),

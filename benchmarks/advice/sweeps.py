@@ -61,7 +61,7 @@ def swept(case: Case, seed: int) -> dict[str, Any]:
         layers=case.layers,
         random_state=seed,
         progress=False,
-        **SETTINGS,
+        **(SETTINGS | case.settings),
     )
     return {
         "layers": sweep.layers,

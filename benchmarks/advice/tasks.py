@@ -6,8 +6,10 @@ networks and other data sets, and are for the figures that are published.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import pretrained
 import torch
 from images import CHANGES, DATA, GROUP, HALVES, Pair
 from networks import BLOCKS, BUILD, damaged
@@ -16,8 +18,9 @@ from torch import nn
 __all__ = ["SEEDS", "TASKS", "Case", "Task", "cases"]
 
 SEEDS = (0, 1, 2)
-# Fixed before any score was looked at.
-TUNING = (("mlp", "digits"), ("cnn", "digits"), ("residual_gn", "digits"))
+# Fixed before any score was looked at, but for the network with batch normalisation on digits: it came when the
+# reporting tasks had shown that the forecast did not see renewed statistics, so that this could be mended without them.
+TUNING = (("mlp", "digits"), ("cnn", "digits"), ("cnn_bn", "digits"), ("residual_gn", "digits"))
 REPORTING = (("wide_middle", "letters"), ("residual_bn", "letters"), ("vit", "letters"))
 
 _N_KNOWN = 100  # held-out samples of each known class, for the advice and for what is forgotten
@@ -63,6 +66,7 @@ class Case:
     known: Pair
     unknown: Pair
     test: Pair
+    settings: dict[str, Any] = field(default_factory=dict)  # of the sweep, where they are this network's own
 
 
 def _tasks(network: str, data: str, purpose: str) -> Iterator[Task]:
@@ -87,6 +91,9 @@ TASKS = tuple(
     for purpose, pairs in (("tuning", TUNING), ("reporting", REPORTING))
     for network, data in pairs
     for task in _tasks(network, data, purpose)
+) + tuple(
+    Task("efficientnet_lite0", "photographs", name, kind, "reporting", samples)
+    for name, (kind, samples) in pretrained.TASKS.items()
 )
 
 
@@ -94,6 +101,9 @@ def cases(tasks: list[Task], seed: int) -> Iterator[tuple[Task, Case]]:
     """Make the cases of several tasks with one seed; each network is trained once."""
     trained: dict[tuple[str, str, bool], nn.Module] = {}
     for task in tasks:
+        if task.data == "photographs":
+            yield task, Case(*pretrained.case(task.name, seed), settings=pretrained.SETTINGS)
+            continue
         key = (task.network, task.data, task.kind == "feature")
         if key not in trained:
             trained[key] = _trained(task, seed)
