@@ -33,7 +33,7 @@ def test_leaving_out_equals_refitting(n_classes, ridge):
     targets = np.arange(24) % n_classes
     base, kernels = kernel_of(24, 3, 0) + 1, {"a": kernel_of(24, 5, 1), "b": kernel_of(24, 40, 2, scale=0.3)}
     sets = [(), ("a",), ("b",), ("a", "b")]
-    found = kernel_ridge(kernels, base, targets, sets, ridges=[ridge])
+    found = kernel_ridge(kernels, [base] * len(sets), targets, sets, ridges=[ridge])
     unit = np.trace(base + kernels["a"] + kernels["b"]) / 24  # of all kernels, whichever are in the set
     for place, names in enumerate(sets):
         errors, hits = refitted(base + sum(kernels[name] for name in names), targets, ridge * unit)
@@ -49,8 +49,8 @@ def test_one_ridge_for_all_sets():
     good = signal @ signal.T
     kernels = {"good": good + kernel_of(30, 5, 1, scale=0.2), "noise": kernel_of(30, 60, 2)}
     base, sets = np.ones((30, 30)), [(), ("good",), ("noise",)]
-    found = kernel_ridge(kernels, base, targets, sets)
-    each = [kernel_ridge(kernels, base, targets, sets, ridges=[ridge]) for ridge in RIDGES]
+    found = kernel_ridge(kernels, [base] * len(sets), targets, sets)
+    each = [kernel_ridge(kernels, [base] * len(sets), targets, sets, ridges=[ridge]) for ridge in RIDGES]
     by_ridge = np.array([one.errors.mean(axis=1) for one in each])
     best = int(by_ridge.min(axis=1).argmin())
     assert found.ridge == RIDGES[best]
@@ -62,7 +62,7 @@ def test_no_kernels_but_the_base():
     """Without any other kernel the head alone can be regressed on."""
     targets = np.arange(12) % 2
     base = kernel_of(12, 2, 0) + 1
-    found = kernel_ridge({}, base, targets, [()], ridges=[0.1])
+    found = kernel_ridge({}, [base], targets, [()], ridges=[0.1])
     errors, _ = refitted(base, targets, 0.1 * np.trace(base) / 12)
     np.testing.assert_allclose(found.errors[0], errors, rtol=1e-6)
 
@@ -72,7 +72,7 @@ def test_a_constant_kernel_predicts_the_mean_of_the_others():
 
     Of 10 and 10 samples, what is left has 9 and 10: the mean of +-1/2 is 1/38 away from 0, to the wrong side.
     """
-    found = kernel_ridge({}, np.ones((20, 20)), np.arange(20) % 2, [()], ridges=[1e-6])
+    found = kernel_ridge({}, [np.ones((20, 20))], np.arange(20) % 2, [()], ridges=[1e-6])
     np.testing.assert_allclose(found.errors, 2 * (1 / 2 + 1 / 38) ** 2, rtol=1e-5)
     assert not found.hits.any()
 
@@ -94,7 +94,7 @@ def test_kernels_at_the_edge(kernel, ridge):
     targets = np.arange(20) % 2
     base = np.ones((20, 20))
     with np.errstate(all="raise"):
-        found = kernel_ridge({"odd": kernel}, base, targets, [(), ("odd",)], ridges=[ridge])
+        found = kernel_ridge({"odd": kernel}, [base] * 2, targets, [(), ("odd",)], ridges=[ridge])
     assert np.isfinite(found.errors).all()
     errors, _ = refitted(base + kernel, targets, ridge * np.trace(base + kernel) / 20)
     np.testing.assert_allclose(found.errors[1], errors, rtol=1e-3, atol=1e-5)
@@ -104,7 +104,8 @@ def test_a_layer_that_tells_the_classes_is_found():
     """A kernel in which samples of one class are alike has far less error than the constant or noise."""
     targets = np.arange(40) % 2
     same = (targets[:, None] == targets).astype(float)
-    found = kernel_ridge({"same": same, "noise": np.eye(40)}, np.ones((40, 40)), targets, [(), ("same",), ("noise",)])
+    kernels, sets = {"same": same, "noise": np.eye(40)}, [(), ("same",), ("noise",)]
+    found = kernel_ridge(kernels, [np.ones((40, 40))] * len(sets), targets, sets)
     constant, told, noise = found.errors.mean(axis=1)
     assert told < 0.01
     assert min(constant, noise) > 0.45

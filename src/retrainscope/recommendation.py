@@ -31,10 +31,6 @@ __all__ = ["DEFAULT_THRESHOLD", "advise", "combine", "recommend_layers"]
 # In nats, for the spread: the rule that came nearest to the best choice on ten MNIST tasks.
 DEFAULT_THRESHOLD = 0.15
 _FEWEST_RANKED = 4  # layers, below which one order or another means nothing
-_STATISTICS = (
-    "Note: layers that are kept have running statistics of batch normalisation, and what renewing these would give is "
-    "not in the forecast. If the inputs' domain has shifted, check with verify()."
-)
 _AS_SIZES = (
     "Note: the needs rank the layers exactly as their parameter counts do, so that they say no more than "
     "that larger layers can learn more."
@@ -291,13 +287,8 @@ def advise(
         estimators=estimators,
         judged=scores[1:],
     )
-    notes = []
-    if _ranks_as_sizes(scores[0], layers):
-        notes.append(_AS_SIZES)
-    kept = [name for row in advice.table if row.verdict == KEEP for name in row.buffers]
-    if advice.head.verdict == RETRAIN and any(name.endswith("running_mean") for name in kept):
-        notes.append(_STATISTICS)
-    return replace(advice, forecast=forecast, reason=choice.reason, notes=tuple(notes))
+    notes = (_AS_SIZES,) if _ranks_as_sizes(scores[0], layers) else ()
+    return replace(advice, forecast=forecast, reason=choice.reason, notes=notes)
 
 
 def _recommendation(

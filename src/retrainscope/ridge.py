@@ -1,6 +1,6 @@
 """Kernel ridge regression for sums of kernels, every sample predicted by all others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,13 @@ class LeftOut:
 
 def kernel_ridge(
     kernels: Mapping[str, Floats],
-    base: Floats,
+    bases: Iterable[Floats],
     targets: NDArray[np.int64],
     sets: Sequence[Sequence[str]],
     *,
     ridges: Sequence[float] = RIDGES,
 ) -> LeftOut:
-    """Regress one-hot classes on the base kernel and some of the others, leaving out one sample after the other.
+    """Regress one-hot classes on a base kernel and some of the others, leaving out one sample after the other.
 
     All sets share one ridge, the one by which the best of them has the smallest error: they stand for training with
     one budget, and what has a small kernel moves little in it.
@@ -49,8 +49,8 @@ def kernel_ridge(
     ----------
     kernels : mapping of str to ndarray of shape (n_samples, n_samples)
         One a layer.
-    base : ndarray of shape (n_samples, n_samples)
-        In every set.
+    bases : iterable of ndarrays of shape (n_samples, n_samples)
+        What each set has beside its kernels; all of the same trace.
     targets : ndarray of shape (n_samples,)
         Classes from 0 to n_classes - 1.
     sets : sequence of sequences of str
@@ -69,10 +69,10 @@ def kernel_ridge(
     """
     n_classes = int(targets.max()) + 1
     truth = np.eye(n_classes)[targets] - 1 / n_classes
-    unit = np.trace(base + sum(kernels.values())) / len(targets)
     errors = np.empty((len(ridges), len(sets), len(targets)))
     hits = np.empty(errors.shape, dtype=bool)
-    for place, names in enumerate(sets):
+    for place, (names, base) in enumerate(zip(sets, bases, strict=True)):
+        unit = (np.trace(base) + sum(np.trace(kernel) for kernel in kernels.values())) / len(targets)
         values, vectors = np.linalg.eigh(base + sum(kernels[name] for name in names))
         values = np.maximum(values, 0)  # below zero by rounding alone
         along = vectors.T @ truth

@@ -17,6 +17,7 @@ from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.forecast import Forecast
 from retrainscope.heads import check_classes, head_inputs, own_places
 from retrainscope.lending import borrow
+from retrainscope.normalisation import renewed_statistics, running_norms
 from retrainscope.policies import NONE, policy_name, policy_sets
 from retrainscope.progress import progress_bar
 from retrainscope.ridge import LeftOut, kernel_ridge
@@ -53,10 +54,11 @@ class TangentProbe(LayerEstimator):
     Like such an optimiser the forecast depends on how weights are scaled: rescaling two layers by a factor and its
     inverse keeps the function and moves their needs.
 
+    Retraining a layer with batch normalisation also renews its running statistics, which no gradient shows. For every
+    set of layers they are therefore re-estimated on the unknown data, and the head's input is taken from there.
+
     What it cannot see: what takes training far from where it starts, so that the gradients change (features that must
-    be learnt anew with much data, large learning rates, long training); it is about small budgets. And what changes
-    without a gradient: the running statistics of batch normalisation, which matter where the input's mean or contrast
-    has shifted.
+    be learnt anew with much data, large learning rates, long training); it is about small budgets.
 
     Parameters
     ----------
@@ -206,9 +208,8 @@ class TangentProbe(LayerEstimator):
         places = {label: place for place, label in enumerate(classes)}
         targets = np.array([places[label] for label in labels])
         features, outputs, kernels = self._kernels(model, chosen)
-        base = features @ features.T + 1
-        scaled = _scaled(kernels, self.layers_.n_parameters, np.trace(base))
-        found = kernel_ridge(scaled, base, targets, sets)
+        scaled = _scaled(kernels, self.layers_.n_parameters, np.trace(_head_kernel(features)))
+        found = kernel_ridge(scaled, self._head_kernels(model, chosen, features, sets), targets, sets)
         own = own_places(self._n_outputs, self._known_classes, classes)
         as_is = None if own is None else outputs.argmax(axis=1) == np.array([own[label] for label in labels])
         self.forecast_ = self._forecast(found, sets, as_is, targets, rng)
@@ -228,14 +229,7 @@ class TangentProbe(LayerEstimator):
 
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
-        inputs, outputs = [], []
-        with torch.no_grad():
-            for batch in batches:
-                before, after = head_inputs(model, self.layers_.head, batch.inputs)
-                inputs.append(before.cpu().double().numpy())  # on the CPU first: not every device has doubles
-                outputs.append(after.cpu().double().numpy())
-        features = np.concatenate(inputs)
-        _check_finite(features, "What goes into the head has")
+        features, outputs = self._features(model, batches)
         n_samples, n_features = features.shape
         body = _Body(model, self.layers_.head)
         owned = {name: [f"model.{p}" for p in self.layers_.parameters[name]] for name in self.layers_.names}
@@ -254,7 +248,34 @@ class TangentProbe(LayerEstimator):
                     kernels[name] += (rows @ rows.T).cpu().double().numpy()
         for name, kernel in kernels.items():
             _check_finite(kernel, f"The gradients of the layer {name!r} have")
-        return features, np.concatenate(outputs), kernels
+        return features, outputs, kernels
+
+    def _features(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats]:
+        """Return the head's inputs and the outputs, one row a sample."""
+        inputs, outputs = [], []
+        with torch.no_grad():
+            for batch in batches:
+                before, after = head_inputs(model, self.layers_.head, batch.inputs)
+                inputs.append(before.cpu().double().numpy())  # on the CPU first: not every device has doubles
+                outputs.append(after.cpu().double().numpy())
+        features = np.concatenate(inputs)
+        _check_finite(features, "What goes into the head has")
+        return features, np.concatenate(outputs)
+
+    def _head_kernels(
+        self, model: nn.Module, batches: Batches, features: Floats, sets: Iterable[tuple[str, ...]]
+    ) -> Iterator[Floats]:
+        """Yield the head's kernel for each set, from its inputs as they are once the set's statistics are renewed."""
+        frozen = _head_kernel(features)
+        shuffled = batches.subset(np.array(batches.chosen), order_seed=self._seed)
+        for names in sets:
+            norms = running_norms(model, (buffer for name in names for buffer in self.layers_.buffers[name]))
+            if not norms:
+                yield frozen
+                continue
+            with renewed_statistics(model, norms, shuffled):
+                renewed = _head_kernel(self._features(model, batches)[0])
+            yield renewed * (np.trace(frozen) / np.trace(renewed))
 
     def _gradients(
         self, body: nn.Module, batches: Batches, direction: Tensor, owned: Mapping[str, list[str]]
@@ -348,6 +369,12 @@ class _Body(nn.Module):
 
 def _product(features: Tensor, direction: Tensor) -> Tensor:
     return (features * direction).sum()
+
+
+def _head_kernel(features: Floats) -> Floats:
+    """Return the products of what goes into the head, its bias included."""
+    products: Floats = features @ features.T + 1
+    return products
 
 
 def _directions(n_features: int, n: int, seed: int) -> Tensor:
