@@ -1,10 +1,7 @@
-"""sweep_layers: what is trained on what, what is kept apart, and what an interrupted sweep leaves."""
+"""sweep_layers: what is trained on what, what is kept apart, and how the model is given back."""
 
 import copy
 import functools
-import json
-import random
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,184 +10,29 @@ from helpers import Apply, content_of, unchanged
 from networks import Failing, TokenNet, classifier, samples
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from sweeping import (
+    TOO_LARGE,
+    TOO_SMALL,
+    Kept,
+    Recorder,
+    Watch,
+    accuracy,
+    apart,
+    assert_same,
+    normed,
+    numbered,
+    parts_of,
+    runs_of,
+    swept,
+    trained,
+    watched,
+    worn,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import retrainscope as rs
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
-
-QUICK = {"steps": 4, "n_seeds": 1, "learning_rates": (1e-2,), "random_state": 0, "progress": False}
-TOO_SMALL, TOO_LARGE = 1e-30, 1e30  # learning rates: no weight changes; the product of two layers is not finite
-
-
-def swept(model: nn.Module | None = None, known: object = None, unknown: object = None, **options: object):
-    """Sweep quickly; by default over three novel classes."""
-    return rs.sweep_layers(
-        classifier() if model is None else model,
-        samples() if known is None else known,
-        samples(classes=("a", "b", "c"), seed=1) if unknown is None else unknown,
-        **(QUICK | options),
-    )
-
-
-def assert_same(first: rs.LayerSweep, second: rs.LayerSweep, *, ignoring: tuple[str, ...] = ("seconds",)) -> None:
-    """Fail unless all but the time taken is equal bit for bit."""
-    for field in fields(rs.LayerSweep):
-        if field.name not in ignoring:
-            one, other = getattr(first, field.name), getattr(second, field.name)
-            if isinstance(one, np.ndarray | float):
-                np.testing.assert_array_equal(one, other, err_msg=field.name)
-            else:
-                assert one == other, field.name
-
-
-class Made:
-    """An optimizer that was made: for what, and what became of it."""
-
-    def __init__(self, parameters: list[nn.Parameter], rate: float) -> None:
-        self.parameters, self.rate = parameters, rate
-        self.before = [content_of(parameter) for parameter in parameters]
-        self.rates: list[float] = []
-
-    @property
-    def after(self) -> list[bytes]:
-        """What the parameters are now."""
-        return [content_of(parameter) for parameter in self.parameters]
-
-
-class Recorder:
-    """Makes optimizers, and keeps what each was made for; at one of them it raises an error."""
-
-    def __init__(self, kind: object = torch.optim.Adam, *, at: int = 0, error: BaseException | None = None) -> None:
-        self.kind, self.at, self.error = kind, at, error
-        self.made: list[Made] = []
-
-    def __call__(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-        if self.error is not None and len(self.made) + 1 == self.at:
-            raise self.error
-        made, optimizer = Made(parameters, rate), self.kind(parameters, rate)
-        self.made.append(made)
-        optimizer.register_step_post_hook(lambda opt, *_: made.rates.append(opt.param_groups[0]["lr"]))
-        return optimizer
-
-
-class Watch(nn.Module):
-    """Notes which samples come by, by the number in their last column, and in which mode; and hides that column."""
-
-    def __init__(self, seen: list[tuple[bool, list[int]]]) -> None:
-        super().__init__()
-        self.seen = seen
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "Watch":
-        return Watch(self.seen).train(self.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append((self.training, x[:, 3].int().tolist()))
-        return x * torch.tensor([1.0, 1.0, 1.0, 0.0])
-
-
-class Kept(nn.Sequential):
-    """A sequence that keeps each copy that is made of it."""
-
-    copies: list[nn.Module]
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "Kept":
-        twin = memo[id(self)] = self.__new__(type(self))
-        twin.__dict__.update(
-            {name: value if name == "copies" else copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
-        )
-        self.copies.append(twin)
-        return twin
-
-
-class Noisy(nn.Module):
-    """In training, adds noise of every kind of generator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            x = x + random.random() + np.random.rand() + torch.rand(1)  # noqa: NPY002 -- as the user's code may
-        return x
-
-
-def numbered(n: int = 60, *, classes: tuple[object, ...] = ("a", "b", "c"), seed: int = 1, first: int = 0):
-    """Return samples whose last column is their number."""
-    X, labels = samples(n, classes=classes, seed=seed)
-    X[:, 3] = torch.arange(first, first + n)
-    return X, labels
-
-
-def watched(seen: list[tuple[bool, list[int]]]) -> nn.Sequential:
-    """Return a classifier, with layers "1" and "3", that tells what samples it sees."""
-    return nn.Sequential(Watch(seen), *classifier())
-
-
-def normed() -> list[nn.Module]:
-    """Return layers "0" and "4", each with batch normalisation and dropout after it, and the head "8"."""
-    torch.manual_seed(0)
-    return [
-        *(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.2)),
-        *(nn.Linear(8, 6), nn.BatchNorm1d(6, affine=False), nn.ReLU(), nn.Dropout(0.2)),
-        nn.Linear(6, 3),
-    ]
-
-
-def worn() -> nn.Sequential:
-    """Return a model whose state is easily lost: mixed modes, batch statistics, gradients, frozen parts."""
-    model = nn.Sequential(*normed())
-    model[3].eval()
-    model[0].weight.grad = torch.ones(8, 4)
-    model[4].requires_grad_(False)
-    return model
-
-
-def apart(*, seed: int = 0, labels: tuple[object, ...] = (0, 1, 2)) -> tuple[Tensor, list[object]]:
-    """Return three classes that do not overlap."""
-    X, places = samples(classes=(0, 1, 2), seed=seed)
-    X[:, 0] += 6 * torch.tensor(places)
-    return X, [labels[place] for place in places]
-
-
-@functools.cache
-def trained() -> nn.Module:
-    """Return a classifier that tells the three classes apart."""
-    model, (X, labels) = classifier(), apart()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(X), torch.tensor(labels)).backward()
-        optimizer.step()
-    for parameter in model.parameters():
-        parameter.grad = None
-    assert accuracy(model, (X, labels)) == 1
-    return model
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: tuple[Tensor, list[object]]) -> float:
-    """Return the share of samples whose label is the place of the highest output."""
-    X, labels = data
-    return float((model(X).argmax(dim=1) == torch.tensor(labels)).float().mean())
-
-
-def runs_of(seen: list[tuple[bool, list[int]]]) -> list[tuple[list[list[int]], list[list[int]]]]:
-    """Return for each run of training its batches, and the batches that were looked at after it."""
-    runs: list[tuple[list[list[int]], list[list[int]]]] = []
-    for training, ids in seen:
-        if training and (not runs or runs[-1][1]):
-            runs.append(([], []))
-        if runs:
-            runs[-1][0 if training else 1].append(ids)
-    return runs
-
-
-def parts_of(
-    seen: list[tuple[bool, list[int]]], run: int = 0, *, sizes: tuple[int, int] = (9, 18)
-) -> tuple[set[int], set[int], set[int]]:
-    """Return the samples trained on, validated on and tested on, the latter as many as that; for one learning rate."""
-    batches, after = runs_of(seen)[run]
-    held_out = [sample for ids in after for sample in ids][: sum(sizes)]
-    return {sample for ids in batches for sample in ids}, {*held_out[: sizes[0]]}, {*held_out[sizes[0] :]}
-
 
 # Policies
 
@@ -468,164 +310,6 @@ def test_the_rate_is_the_best_on_validation():
         for number in range(2):
             place = sweep.learning_rates.index(sweep.learning_rate[row, number])
             assert sweep.validation[row, number, place] == sweep.validation[row, number].max()
-
-
-# Repeating and going on
-
-
-def noisy() -> nn.Sequential:
-    """Return a network with batch statistics, dropout, and noise from all generators."""
-    return nn.Sequential(*normed()[:4], Noisy(), *normed()[4:])
-
-
-def test_the_same_again():
-    """An integer random state gives the same sweep bit for bit, whatever the global generators and the model's mode."""
-    first = swept(noisy())
-    torch.rand(3)
-    assert_same(swept(noisy().eval()), first)
-    assert_same(swept(noisy(), device="cpu"), first)
-
-
-def test_in_parts_it_is_the_same(tmp_path):
-    """A sweep that was made in parts, policies asked for later among them, is bit for bit that made in one go."""
-    options = {"checkpoint": tmp_path / "sweep.json", "n_seeds": 2}
-    unknown = samples(classes=(0, 1), seed=1)
-    whole = swept(noisy(), unknown=unknown, n_seeds=2)
-    swept(noisy(), unknown=unknown, policies=[["5"]], **options)
-    assert_same(swept(noisy(), unknown=unknown, **options), whole)
-
-
-def test_what_is_done_is_skipped(tmp_path):
-    """Going on, what is done is not trained again, down to the last forward pass; more policies train these alone."""
-    options = {"checkpoint": str(tmp_path / "sweep.json"), "learning_rates": (1e-2, 1e-3), "n_seeds": 2}
-    seen: list[tuple[bool, list[int]]] = []
-
-    def made(**more: object) -> tuple[rs.LayerSweep, Recorder]:
-        seen.clear()
-        recorder = Recorder()
-        return swept(watched(seen), numbered(first=1000), numbered(), optimizer=recorder, **options, **more), recorder
-
-    first, recorder = made(policies=[["1"]])
-    assert len(recorder.made) == 2 * 2 * 2
-    again, recorder = made(policies=[["1"]])
-    assert recorder.made == []
-    assert not any(training for training, _ in seen)
-    assert_same(again, first, ignoring=())
-    more, recorder = made(policies=[["1", "3"], ["1"]])
-    assert more.policies == ("head", "all", "head + 1")
-    assert [len(made.parameters) for made in recorder.made] == [6] * 4
-    np.testing.assert_array_equal(more.accuracy[[0, 2]], first.accuracy)
-    fewer, recorder = made(policies=[])
-    assert fewer.policies == ("head",)
-    assert recorder.made == []
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("boom")])
-def test_what_was_done_before_an_interruption_is_kept(tmp_path, error):
-    """After an interruption what was done is in the checkpoint, and the sweep that goes on is the whole one."""
-    options = {"checkpoint": tmp_path / "sweep.json", "n_seeds": 2}
-    model = worn()
-    stopped, rest = Recorder(at=4, error=error), Recorder()
-    with pytest.raises(type(error)), unchanged(model):
-        swept(model, optimizer=stopped, **options)
-    sweep = swept(model, optimizer=rest, **options)
-    assert (len(stopped.made), len(rest.made)) == (3, 5)
-    assert_same(sweep, swept(model, optimizer=Recorder(), n_seeds=2))
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
-
-
-def moved(data: tuple[Tensor, list[object]]) -> tuple[Tensor, list[object]]:
-    """Return samples of which the last has another value."""
-    X = data[0].clone()
-    X[-1, -1] += 1
-    return X, data[1]
-
-
-UNKNOWN, TEST = samples(classes=("a", "b", "c"), seed=1), samples(classes=("a", "b", "c"), seed=2)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"model": classifier(seed=1)},
-        {"known": moved(samples())},
-        {"known": (samples()[0], samples()[1][::-1])},
-        {"unknown": moved(UNKNOWN)},
-        {"unknown": (UNKNOWN[0], UNKNOWN[1][::-1])},
-        {"test": moved(TEST)},
-        {"test": (TEST[0], TEST[1][::-1])},
-        {"test": None},
-        {"layers": ["2"]},
-        {"steps": 5},
-        {"batch_size": 16},
-        {"learning_rates": (1e-3,)},
-        {"validation_size": 0.3},
-        {"random_state": 1},
-        {"optimizer": torch.optim.SGD},
-    ],
-    ids=lambda other: "-".join(other),
-)
-def test_the_checkpoint_of_another_sweep(tmp_path, other):
-    """A checkpoint of another model, other data or settings is refused before training, and left as it is."""
-    path = tmp_path / "sweep.json"
-    options = {"model": classifier(), "unknown": UNKNOWN, "test": TEST, "checkpoint": path, "policies": []}
-    swept(optimizer=Recorder(), **options)
-    before, recorder = path.read_bytes(), Recorder()
-    with pytest.raises(InvalidDataError, match=r"sweep.json holds no part of this sweep.*checkpoint=, or remove"):
-        swept(**(options | {"optimizer": recorder} | other))
-    assert recorder.made == []
-    assert path.read_bytes() == before
-
-
-def test_settings_of_an_optimizer_are_told_apart(tmp_path):
-    """A partial optimizer goes on with what it was given before, and not with anything else."""
-    options = {"checkpoint": tmp_path / "sweep.json", "policies": []}
-    for momentum in (0.5, 0.5):
-        swept(optimizer=functools.partial(torch.optim.SGD, momentum=momentum), **options)
-    with pytest.raises(InvalidDataError, match="no part of this sweep"):
-        swept(optimizer=functools.partial(torch.optim.SGD, momentum=0.6), **options)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: "\xff\xfe",
-        lambda text: json.dumps({"fingerprint": json.loads(text)["fingerprint"]}),
-        lambda text: json.dumps(json.loads(text) | {"trials": [1]}),
-        lambda text: json.dumps(json.loads(text) | {"trials": {"[[], 0]": {"hits": None}}}),
-        lambda text: text.replace('"hits": "', '"hits": "?'),
-    ],
-    ids=["cut", "empty", "list", "bytes", "no trials", "no mapping", "no numbers", "no base64"],
-)
-def test_a_damaged_checkpoint(tmp_path, damage):
-    """A file that is no checkpoint, or a damaged one, is refused before training, with what to do."""
-    path, recorder = tmp_path / "sweep.json", Recorder()
-    swept(checkpoint=path, policies=[], optimizer=Recorder())
-    path.write_text(damage(path.read_text()), encoding="latin-1")
-    with pytest.raises(InvalidDataError, match=r"is no checkpoint of a sweep, or a damaged one.*or remove this one"):
-        swept(checkpoint=path, policies=[], optimizer=recorder)
-    assert recorder.made == []
-
-
-@pytest.mark.parametrize("random_state", [None, np.random.RandomState(0)])
-def test_a_checkpoint_needs_to_be_the_same_sweep(tmp_path, random_state):
-    """With a checkpoint the random state has to be an integer; one of numpy will do."""
-    options = {"checkpoint": tmp_path / "sweep.json", "policies": []}
-    with pytest.raises(InvalidDataError, match="'checkpoint' give an integer random_state"):
-        swept(random_state=random_state, **options)
-    assert_same(swept(random_state=np.int64(0), **options), swept(**options), ignoring=())
-
-
-def test_a_checkpoint_that_cannot_be_written(tmp_path):
-    """A checkpoint in a folder that is not there, or that is a folder, is refused before training."""
-    recorder = Recorder()
-    for path in (tmp_path / "nowhere" / "sweep.json", tmp_path):
-        with pytest.raises(InvalidDataError, match=r"'checkpoint' parameter must name a file in a folder that exists"):
-            swept(checkpoint=path, optimizer=recorder)
-    assert recorder.made == []
 
 
 # The model is given back
@@ -913,9 +597,18 @@ def test_a_head_that_cannot_be_replaced_is_trained_further(model):
         assert all(one != other for one, other in zip(made.before, made.after, strict=True))
 
 
+def test_probabilities():
+    """A model that ends in a softmax is refused before training, since its loss would be another one."""
+    recorder = Recorder()
+    with pytest.raises(UnsupportedModelError, match=r"returns probabilities.* Leave the softmax out"):
+        swept(nn.Sequential(*classifier(), nn.Softmax(dim=1)), head="4", optimizer=recorder)
+    assert recorder.made == []
+    assert swept(nn.Sequential(*classifier(), nn.LogSoftmax(dim=1)), head="4").policies[0] == "head"
+
+
 def test_a_head_without_parameters():
     """A head that has nothing to train is refused before any training, with what to name instead."""
-    model = nn.Sequential(*classifier(), nn.Softmax(dim=1))
+    model = nn.Sequential(*classifier(), nn.LogSoftmax(dim=1))
     with pytest.raises(UnsupportedModelError, match=r"head '5' has no parameters to train.*head="):
         swept(model, unknown=samples(classes=(0, 1), seed=1), head="5")
 

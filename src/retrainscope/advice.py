@@ -172,7 +172,8 @@ class Recommendation:
         model, known, unknown
             As given to `recommend_layers`.
         **options
-            Of `sweep_layers`; ``layers``, ``head`` and ``policies`` are those of the advice unless given.
+            Of `sweep_layers`; ``layers``, ``head`` and ``policies`` are those of the advice unless given. What
+            `recommend_layers` was told of ``input_layer`` and ``calls`` has to be told again.
 
         Returns
         -------

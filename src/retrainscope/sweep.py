@@ -1,8 +1,6 @@
 """`sweep_layers`: retrain and see, the ground truth that advice is held against."""
 
 import functools
-import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrainscope.base import autograd_on, check_same_shape, seed_of
-from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, items_of, ordered_classes
-from retrainscope.checks import check_device, check_number, reason_of
+from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, ordered_classes
+from retrainscope.checkpoints import Checkpoint, check_checkpoint, fingerprint
+from retrainscope.checks import check_device, check_number
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.finetuning import training
 from retrainscope.heads import (
@@ -34,7 +33,6 @@ from retrainscope.layers import Layers, layers_of
 from retrainscope.lending import borrow, copy_model, model_place
 from retrainscope.policies import policy_name, policy_sets
 from retrainscope.progress import progress_bar
-from retrainscope.saving import write_text
 from retrainscope.trials import LayerSweep, Trial, summarise
 
 __all__ = ["sweep_layers"]
@@ -85,8 +83,8 @@ def sweep_layers(
     model : nn.Module
         A classifier. Copies of it are trained; afterwards it is bit for bit what it was.
     known : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
-        Labelled data that the model knows, best not its training data: what retraining makes it forget is measured
-        on it.
+        Data that the model knows, best not its training data. Where it has labels that are places of the model's
+        outputs, what retraining makes the model forget is measured on it.
     unknown : as `known`
         Labelled data that the model does not know, to retrain on; at least two classes.
     test : as `known`, optional
@@ -105,12 +103,12 @@ def sweep_layers(
     n_seeds : int
         Repetitions with other splits and another order of samples, the same for all policies; a loader keeps its order.
     validation_size, test_size : float
-        Share of the samples of each class that is held out to choose the learning rate by, and, without `test`, to
-        test on.
+        Without `test`, the share of the samples of each class that is held out to test on; and of the others, the share
+        to choose the learning rate by.
     checkpoint : path, optional
         A file that what is done is written to after every policy; with it a sweep that was stopped goes on, and one
-        that is asked for more policies does these alone. Needs an integer `random_state`. Model, data and settings
-        must be the same; of `optimizer` the name is looked at, and what a ``functools.partial`` gives it.
+        that is asked for more policies or seeds does these alone. Needs an integer `random_state`. Model, data and
+        settings must be the same; of `optimizer` the name is looked at, and what a ``functools.partial`` gives it.
     device, random_state, progress
         As in `ActivationSpread`.
 
@@ -126,7 +124,8 @@ def sweep_layers(
     Notes
     -----
     Where training diverges at a learning rate, that one is left out and named in the result; where it does at all of
-    them, the policy has no accuracy and the others are kept.
+    them, the policy has no accuracy and the others are kept. Weights are trained in the precision that they have, and
+    those in float16 mostly diverge.
 
     References
     ----------
@@ -155,7 +154,7 @@ def sweep_layers(
         test_size=None if test is not None else test_size,
     ).checked()
     if checkpoint is not None:
-        _check_checkpoint(Path(checkpoint), random_state)
+        check_checkpoint(Path(checkpoint), random_state)
     seed = seed_of(random_state)
     home, dtype = model_place(model)
     place = home if device is None else check_device(device)
@@ -177,7 +176,13 @@ def sweep_layers(
         wanted: list[tuple[str, ...] | None] = [*policy_sets(found.names, policies)]
         if task.own_places is not None:
             wanted.insert(0, None)
-        done = _Checkpoint(checkpoint, "" if checkpoint is None else _fingerprint(lent, task, options))
+        done = (
+            Checkpoint()
+            if checkpoint is None
+            else Checkpoint(
+                checkpoint, fingerprint(lent, (task.known, task.unknown, task.test), _settings(task, options))
+            )
+        )
         runs = [(trained, number) for number in range(options.n_seeds) for trained in wanted]
         total = sum(1 if trained is None else len(options.learning_rates) for trained, _ in runs)
         with progress_bar(what="retraining", progress=progress, total=total) as bar:
@@ -288,7 +293,9 @@ class _Task:
         seed: int,
     ) -> "_Task":
         with torch.no_grad():
-            n_outputs = predictions_of(model, known.first().inputs).shape[1]
+            outputs = predictions_of(model, known.first().inputs)
+        _check_scores(outputs)
+        n_outputs = outputs.shape[1]
         labels, known_labels = _labels(unknown), _labels(known)
         classes, known_classes = ordered_classes(labels), ordered_classes(known_labels)
         check_classes(classes, "unknown")
@@ -380,6 +387,15 @@ def _starting_head(
 
 def _labels(batches: Batches) -> list[Label]:
     return [label for batch in batches for label in (batch.labels or (None,) * len(batch))]
+
+
+def _check_scores(outputs: Tensor) -> None:
+    """Refuse probabilities, on which cross-entropy would take the softmax a second time."""
+    if outputs.shape[1] > 1 and (outputs >= 0).all() and (outputs.float().sum(dim=1) - 1).abs().max() < 1e-3:
+        raise UnsupportedModelError(
+            "The model returns probabilities, and cross-entropy takes class scores, as they are before the softmax. "
+            "Leave the softmax out of the model: it changes no decision."
+        )
 
 
 def _check_test_classes(test: tuple[Label, ...], unknown: tuple[Label, ...]) -> None:
@@ -549,24 +565,11 @@ def _mean(hits: NDArray[np.bool_] | None) -> float:
     return np.nan if hits is None else float(hits.mean())
 
 
-def _fingerprint(model: nn.Module, task: _Task, options: _Options) -> str:
-    """Tell sweeps apart by all that decides their results but the policies."""
-    digest = hashlib.sha256()
-
-    def add(tensors: Iterable[Any]) -> None:
-        for tensor in tensors:
-            if isinstance(tensor, Tensor):
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-
-    add(model.state_dict().values())
-    for batches in (task.known, task.unknown, task.test):
-        for batch in batches:
-            add(tensor for _, tensor in items_of(batch.inputs))
-            digest.update(repr(batch.labels).encode())
-    settings = replace(options, optimizer=_name_of(options.optimizer))  # type: ignore[arg-type]
+def _settings(task: _Task, options: _Options) -> str:
+    """Write down all that decides a trial beside model and data; more seeds are more trials, and change no other."""
     owned = (task.layers.head, task.layers.parameters, task.layers.buffers)
-    digest.update(repr((settings, task.seed, owned, task.n_samples)).encode())
-    return digest.hexdigest()
+    plain = replace(options, optimizer=_name_of(options.optimizer), n_seeds=1)  # type: ignore[arg-type]
+    return repr((plain, task.seed, owned, task.n_samples))
 
 
 def _name_of(make: Callable[..., Any]) -> str:
@@ -574,52 +577,3 @@ def _name_of(make: Callable[..., Any]) -> str:
     if isinstance(make, functools.partial):
         return f"{_name_of(make.func)}{make.args}{make.keywords}"
     return getattr(make, "__qualname__", type(make).__qualname__)
-
-
-def _check_checkpoint(path: Path, random_state: Any) -> None:
-    if not isinstance(random_state, int | np.integer):
-        raise InvalidDataError(
-            "With 'checkpoint' give an integer random_state, so that the sweep that goes on is the same one."
-        )
-    if path.is_dir() or not path.parent.is_dir():
-        raise InvalidDataError(
-            f"The 'checkpoint' parameter must name a file in a folder that exists. Got {str(path)!r} instead."
-        )
-
-
-class _Checkpoint:
-    """What is done, kept in a file of JSON that is written whole after every policy."""
-
-    def __init__(self, path: str | Path | None, fingerprint: str) -> None:
-        self._path = None if path is None else Path(path)
-        self._fingerprint = fingerprint
-        self._trials: dict[str, Trial] = {}
-        if self._path is None or not self._path.exists():
-            return
-        way_out = "Name another file with checkpoint=, or remove this one."
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            same = found["fingerprint"] == fingerprint
-            self._trials = {key: Trial.from_plain(plain) for key, plain in found["trials"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidDataError(
-                f"{path} is no checkpoint of a sweep, or a damaged one ({reason_of(error)}). {way_out}"
-            ) from error
-        if not same:
-            raise InvalidDataError(
-                f"{path} holds no part of this sweep: model, data, settings and random_state must be the same. "
-                f"{way_out}"
-            )
-
-    def get(self, trained: tuple[str, ...] | None, number: int) -> Trial | None:
-        return self._trials.get(_key(trained, number))
-
-    def put(self, trained: tuple[str, ...] | None, number: int, trial: Trial) -> None:
-        self._trials[_key(trained, number)] = trial
-        if self._path is not None:
-            trials = {key: trial.to_plain() for key, trial in self._trials.items()}
-            write_text(self._path, json.dumps({"fingerprint": self._fingerprint, "trials": trials}))
-
-
-def _key(trained: tuple[str, ...] | None, number: int) -> str:
-    return json.dumps([trained, number])

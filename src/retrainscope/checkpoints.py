@@ -1,0 +1,89 @@
+"""What a long run has done, kept in a file, so that it can be stopped and go on."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrainscope.batches import Batches, items_of
+from retrainscope.checks import reason_of
+from retrainscope.exceptions import InvalidDataError
+from retrainscope.saving import write_text
+from retrainscope.trials import Trial
+
+__all__ = ["Checkpoint", "check_checkpoint", "fingerprint"]
+
+
+def fingerprint(model: nn.Module, data: Iterable[Batches], settings: str) -> str:
+    """Tell runs apart by the model's state, the samples with their labels, and the settings as text."""
+    digest = hashlib.sha256()
+
+    def add(tensors: Iterable[Any]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+    add(model.state_dict().values())
+    for batches in data:
+        for batch in batches:
+            add(tensor for _, tensor in items_of(batch.inputs))
+            digest.update(repr(batch.labels).encode())
+    digest.update(settings.encode())
+    return digest.hexdigest()
+
+
+def check_checkpoint(path: Path, random_state: Any) -> None:
+    """Refuse, before any work, a file that could not be written, and a run that could not be told to be the same."""
+    if not isinstance(random_state, int | np.integer):
+        raise InvalidDataError(
+            "With 'checkpoint' give an integer random_state, so that the sweep that goes on is the same one."
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        raise InvalidDataError(
+            f"The 'checkpoint' parameter must name a file in a folder that exists. Got {str(path)!r} instead."
+        )
+
+
+class Checkpoint:
+    """The trials that are done, in a file of JSON that is written whole after each; without a path, in memory."""
+
+    def __init__(self, path: str | Path | None = None, fingerprint: str = "") -> None:
+        self._path = None if path is None else Path(path)
+        self._fingerprint = fingerprint
+        self._trials: dict[str, Trial] = {}
+        if self._path is None or not self._path.exists():
+            return
+        way_out = "Name another file with checkpoint=, or remove this one."
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            same = found["fingerprint"] == fingerprint
+            self._trials = {key: Trial.from_plain(plain) for key, plain in found["trials"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidDataError(
+                f"{path} is no checkpoint of a sweep, or a damaged one ({reason_of(error)}). {way_out}"
+            ) from error
+        if not same:
+            raise InvalidDataError(
+                f"{path} holds no part of this sweep: model, data, settings and random_state must be the same. "
+                f"{way_out}"
+            )
+
+    def get(self, trained: tuple[str, ...] | None, number: int) -> Trial | None:
+        """Return what came of a policy with a seed, or None where it is still to be tried."""
+        return self._trials.get(_key(trained, number))
+
+    def put(self, trained: tuple[str, ...] | None, number: int, trial: Trial) -> None:
+        """Keep what came of a policy with a seed."""
+        self._trials[_key(trained, number)] = trial
+        if self._path is not None:
+            trials = {key: trial.to_plain() for key, trial in self._trials.items()}
+            write_text(self._path, json.dumps({"fingerprint": self._fingerprint, "trials": trials}))
+
+
+def _key(trained: tuple[str, ...] | None, number: int) -> str:
+    return json.dumps([trained, number])
