@@ -18,7 +18,7 @@ from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.outputs import output_of
 from retrainscope.tracing import call_model
 
-__all__ = ["Objective", "sample_gradients", "summed_gradient"]
+__all__ = ["Objective", "differentiable", "rows_of", "sample_gradients", "summed_gradient"]
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
@@ -100,14 +100,14 @@ def sample_gradients(
         rows = range(start, min(start + chunk, n_samples))
         found = None
         if together:
-            part = _rows(inputs, rows[0], rows[-1] + 1)
+            part = rows_of(inputs, rows[0], rows[-1] + 1)
             found = _at_once(model, part, targets[rows[0] : rows[-1] + 1], objective, asked)
             if start == 0 and found is not None:
-                alone = _gradients(model, _rows(inputs, 0, 1), targets[:1], objective, asked)
+                alone = _gradients(model, rows_of(inputs, 0, 1), targets[:1], objective, asked)
                 found = found if _alike({name: gradient[0] for name, gradient in found.items()}, alone) else None
             together = found is not None
         if found is None:
-            each = [_gradients(model, _rows(inputs, i, i + 1), targets[i : i + 1], objective, asked) for i in rows]
+            each = [_gradients(model, rows_of(inputs, i, i + 1), targets[i : i + 1], objective, asked) for i in rows]
             found = {name: torch.stack([gradients[name] for gradients in each]) for name in asked}
         yield {layer: _joined([found[name] for name in names], (len(rows),)) for layer, names in owned.items()}
 
@@ -177,7 +177,7 @@ def _gradients(
     """Return the gradient of the sum over all samples, of each parameter."""
     weights = list(asked.values())
     gradients: tuple[Tensor | None, ...] = (None,) * len(weights)
-    with torch.enable_grad(), _differentiable(weights):
+    with torch.enable_grad(), differentiable(weights):
         outputs = _outputs(model, call_model(model, inputs), len(targets))
         total = torch.stack([objective(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
         if weights and total.requires_grad:
@@ -212,7 +212,8 @@ def _owned(asked: Mapping[str, Tensor], parameters: Mapping[str, Iterable[str]])
     return {layer: [name for name in names if name in asked] for layer, names in parameters.items()}
 
 
-def _rows(inputs: Inputs, start: int, stop: int) -> Inputs:
+def rows_of(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """Return some of the samples."""
     if isinstance(inputs, Tensor):
         return inputs[start:stop]
     return {key: tensor[start:stop] for key, tensor in inputs.items()}
@@ -259,7 +260,7 @@ def _put_back(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _differentiable(weights: Iterable[Tensor]) -> Iterator[None]:
+def differentiable(weights: Iterable[Tensor]) -> Iterator[None]:
     """Let parameters take part in a gradient, and give their flags back."""
     flags = [(weight, weight.requires_grad) for weight in weights]
     try:

@@ -15,13 +15,13 @@ from retrainscope.batches import Batches, Inputs, Label, ordered_classes
 from retrainscope.checks import check_number
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.forecast import Forecast
+from retrainscope.gradient_features import gradient_features
 from retrainscope.heads import check_classes, head_inputs, own_places
 from retrainscope.lending import borrow
 from retrainscope.normalisation import renewed_statistics, running_norms
 from retrainscope.policies import NONE, policy_name, policy_sets
 from retrainscope.progress import progress_bar
 from retrainscope.ridge import LeftOut, kernel_ridge
-from retrainscope.sample_gradients import sample_gradients
 from retrainscope.scores import LayerScores, Measured, score
 
 __all__ = ["TangentProbe"]
@@ -77,10 +77,9 @@ class TangentProbe(LayerEstimator):
     n_directions : int
         Random directions. The time grows with their number.
     max_features : int
-        A layer with more parameters has its gradients summed up with random signs to that many numbers, which keeps
-        their products but for noise of about sqrt(2 / max_features); smaller ones are exact. Memory is 4 bytes for
-        each sample, layer and feature, one byte for each parameter, and the gradients of one batch of samples (at most
-        256 MiB, or one sample's).
+        Of a gradient. A layer with more parameters has its gradients projected at random to that many numbers, which
+        keeps their products on average; smaller ones are exact. Memory is 4 bytes for each sample, layer, direction
+        and feature, and that of a training step on 32 samples.
     batch_size : int
         Samples a forward pass, for data that is not batched.
     device : device, optional
@@ -230,22 +229,20 @@ class TangentProbe(LayerEstimator):
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
         features, outputs = self._features(model, batches)
-        n_samples, n_features = features.shape
         body = _Body(model, self.layers_.head)
         owned = {name: [f"model.{p}" for p in self.layers_.parameters[name]] for name in self.layers_.names}
-        kernels = {name: np.zeros((n_samples, n_samples)) for name in owned}
-        directions = _directions(n_features, self.n_directions, self._seed)
-        signs = {name: _signs(self.layers_.n_parameters[name], self._seed) for name in owned}
-        with progress_bar(what="gradients", progress=self.progress, total=len(directions) * n_samples) as bar:
-            for direction in directions:
-                kept: dict[str, list[Tensor]] = {name: [] for name in owned}
-                for gradients in self._gradients(body, batches, direction, owned):
-                    for name, gradient in gradients.items():
-                        kept[name].append(_sketched(gradient, self.max_features, signs[name]))
-                    bar.update(len(next(iter(gradients.values()))))
-                for name, parts in kept.items():
-                    rows = torch.cat(parts)
-                    kernels[name] += (rows @ rows.T).cpu().double().numpy()
+        directions = _directions(features.shape[1], self.n_directions, self._seed)
+        with progress_bar(what="gradients", progress=self.progress, total=len(directions) * len(features)) as bar:
+            found = gradient_features(
+                body,
+                batches,
+                directions.to(batches.device),
+                owned,
+                max_features=self.max_features,
+                seed=self._seed,
+                tick=bar.update,
+            )
+        kernels = {name: (rows @ rows.T).cpu().double().numpy() for name, rows in found.items()}
         for name, kernel in kernels.items():
             _check_finite(kernel, f"The gradients of the layer {name!r} have")
         return features, outputs, kernels
@@ -276,13 +273,6 @@ class TangentProbe(LayerEstimator):
             with renewed_statistics(model, norms, shuffled):
                 renewed = _head_kernel(self._features(model, batches)[0])
             yield renewed * (np.trace(frozen) / np.trace(renewed))
-
-    def _gradients(
-        self, body: nn.Module, batches: Batches, direction: Tensor, owned: Mapping[str, list[str]]
-    ) -> Iterator[dict[str, Tensor]]:
-        for batch in batches:
-            along = direction.to(batch.device).expand(len(batch), -1)
-            yield from sample_gradients(body, batch.inputs, along, _product, owned)
 
     def _forecast(
         self,
@@ -367,10 +357,6 @@ class _Body(nn.Module):
         return head_inputs(self.model, self.head, inputs)[0]
 
 
-def _product(features: Tensor, direction: Tensor) -> Tensor:
-    return (features * direction).sum()
-
-
 def _head_kernel(features: Floats) -> Floats:
     """Return the products of what goes into the head, its bias included."""
     products: Floats = features @ features.T + 1
@@ -384,21 +370,6 @@ def _directions(n_features: int, n: int, seed: int) -> Tensor:
     orthogonal, _ = torch.linalg.qr(drawn)
     directions: Tensor = orthogonal.T.float().contiguous()
     return directions
-
-
-def _signs(n: int, seed: int) -> Tensor:
-    """Draw n random signs, as whole numbers of one byte."""
-    return torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed), dtype=torch.int8).mul_(2).sub_(1)
-
-
-def _sketched(gradients: Tensor, most: int, signs: Tensor) -> Tensor:
-    """Add up gradients of shape (n_samples, n_parameters), each with its sign, to no more numbers than that."""
-    n, n_parameters = gradients.shape
-    gradients = gradients.to(torch.promote_types(gradients.dtype, torch.float32))  # half precision overflows in sums
-    if n_parameters <= most:
-        return gradients
-    signed = gradients * signs.to(gradients.device)
-    return nn.functional.pad(signed, (0, -n_parameters % most)).view(n, -1, most).sum(dim=1)
 
 
 def _check_finite(values: Floats, what: str) -> None:

@@ -1,0 +1,236 @@
+"""Gradients sample by sample, as rows of features that keep their products: few passes for all layers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrainscope.batches import Batches, Inputs
+from retrainscope.gradient_rules import Call, Rule, random_signs, rule_for
+from retrainscope.sample_gradients import differentiable, rows_of, sample_gradients
+from retrainscope.tracing import call_model
+
+__all__ = ["gradient_features"]
+
+_CHUNK = 32  # samples at once, as in a step of training
+_LIKE = 0.1  # of a gradient's norm: what is wrong is wrong by more, and rounding is far less
+_ROUNDING = 1e-6  # of the greatest of the norms
+
+
+def gradient_features(
+    body: nn.Module,
+    batches: Batches,
+    directions: Tensor,
+    parameters: Mapping[str, Sequence[str]],
+    *,
+    max_features: int,
+    seed: int,
+    tick: Callable[[int], Any] = lambda _: None,
+) -> dict[str, Tensor]:
+    """Compute, for each layer, features of the gradients of each sample's outputs along some directions.
+
+    What goes into a linear layer or a convolution, and the gradient at what comes out of it, make the gradient of its
+    weight as an outer product, for all samples from one ordinary pass back through the network. Of a large weight both
+    sides are projected at random before, and what a layer has beyond `max_features` is summed up with random signs;
+    both keep products on average. Normalisations, biases and embeddings are done likewise. All other parameters are
+    left to `sample_gradients`, and so are those for which the first sample of a chunk gets another gradient than a pass
+    back from it alone gives (weights that are used elsewhere too, axes in another order).
+
+    Parameters
+    ----------
+    body : nn.Module
+        Lent by `borrow`: in evaluation mode, so that no sample counts for another. Returns a tensor of shape
+        (n_samples, n_outputs).
+    batches : Batches
+    directions : Tensor of shape (n_directions, n_outputs)
+    parameters : mapping of str to sequence of str
+        The names of the parameters of each layer.
+    max_features : int
+        Of a direction. A layer with no more parameters is exact.
+    seed : int
+        For projections and signs.
+    tick : callable
+        Told how many gradients have been done, samples times directions in all.
+
+    Returns
+    -------
+    dict of str to Tensor of shape (n_samples, n_directions * n_features)
+        The product of two rows is, on average over seeds, the sum over directions of that of the two gradients.
+
+    Raises
+    ------
+    UnsupportedModelError
+        As `sample_gradients`.
+
+    References
+    ----------
+    Outer products: I. Goodfellow (2015), arXiv 1510.01799; G. Rochette, A. Manoel and E. Tramel (2019), arXiv
+    1912.06015. Random signs: M. Charikar, K. Chen and M. Farach-Colton (2002), Finding frequent items in data streams.
+    """
+    left: frozenset[str] = frozenset()
+    while True:
+        sketch = _Sketch(body, directions, parameters, left, max_features=max_features, seed=seed)
+        kept: dict[str, list[Tensor]] = {layer: [] for layer in parameters}
+        done = 0
+        try:
+            for batch in batches:
+                for start in range(0, len(batch), _CHUNK):
+                    stop = min(start + _CHUNK, len(batch))
+                    for layer, rows in sketch.rows(rows_of(batch.inputs, start, stop), stop - start).items():
+                        kept[layer].append(rows)
+                    tick((stop - start) * len(directions))
+                    done += (stop - start) * len(directions)
+        except _UnlikeError as error:  # from the start, since all rows need the same features
+            left |= error.names
+            tick(-done)
+        else:
+            return {layer: torch.cat(parts) for layer, parts in kept.items()}
+
+
+class _UnlikeError(Exception):
+    """The gradients of some parameters are not what a pass back gives."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+class _Sketch:
+    """Features of gradients, with the same projections for every chunk of samples."""
+
+    def __init__(
+        self,
+        body: nn.Module,
+        directions: Tensor,
+        parameters: Mapping[str, Sequence[str]],
+        left: frozenset[str],
+        *,
+        max_features: int,
+        seed: int,
+    ) -> None:
+        self.body, self.directions, self.max_features, self.seed = body, directions, max_features, seed
+        self.weights = dict(body.named_parameters())
+        self.numbers = {name: number for number, name in enumerate(self.weights)}
+        asked = [name for names in parameters.values() for name in names if name not in left]
+        self.ruled = {name: self.weights[name] for name in asked if self._rule(name, 0) is not None}
+        self.layers = {layer: [n for n in names if n in self.ruled] for layer, names in parameters.items()}
+        self.others = {layer: [n for n in names if n not in self.ruled] for layer, names in parameters.items()}
+
+    def rows(self, inputs: Inputs, n_samples: int) -> dict[str, Tensor]:
+        """Return the features of a chunk of samples, layer by layer."""
+        parts: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
+        by_rule = self._by_rule(inputs, n_samples)
+        for place, direction in enumerate(self.directions):
+            found, others = next(by_rule), self._one_by_one(inputs, n_samples, direction)
+            for number, (layer, names) in enumerate(self.layers.items()):
+                rows = torch.cat([*(found[name] for name in names), others[layer]], dim=1)
+                parts[layer].append(_folded(rows, self.max_features, self._seed_for(0, place, number)))
+        return {layer: torch.cat(rows, dim=1) for layer, rows in parts.items()}
+
+    def _by_rule(self, inputs: Inputs, n_samples: int) -> Iterator[dict[str, Tensor]]:
+        """Yield, direction by direction, the features of the parameters that there are rules for."""
+        if not self.ruled:
+            yield from ({} for _ in self.directions)
+            return
+        calls: dict[str, list[Call]] = {_owner(name): [] for name in self.ruled}
+        with torch.enable_grad(), differentiable(self.ruled.values()):
+            with _recorded(self.body, calls):
+                outputs = call_model(self.body, inputs)
+            made = [call for each in calls.values() for call in each]
+            for place, direction in enumerate(self.directions):
+                along = outputs @ direction.to(outputs)
+                for call, gradient in zip(made, _gradients(along.sum(), [c.output for c in made]), strict=True):
+                    call.gradient = gradient
+                rules = {name: rule for name in self.ruled if (rule := self._rule(name, place)) is not None}
+                rows = {name: rule.rows(calls[_owner(name)], n_samples) for name, rule in rules.items()}
+                found = {name: features for name, features in rows.items() if features is not None}
+                if len(found) < len(rules):
+                    raise _UnlikeError(rules.keys() - found.keys())
+                if place == 0:
+                    alone = _gradients(along[0], [*self.ruled.values()])
+                    expected = {name: rules[name].row(one) for name, one in zip(self.ruled, alone, strict=True)}
+                    _check({name: rows[0] for name, rows in found.items()}, expected)
+                yield found
+
+    def _rule(self, name: str, place: int) -> Rule | None:
+        module, attribute = self.body.get_submodule(_owner(name)), name.rpartition(".")[2]
+        seed = self._seed_for(1, place, self.numbers[name])
+        return rule_for(module, attribute, self.weights[name], max_features=self.max_features, seed=seed)
+
+    def _one_by_one(self, inputs: Inputs, n_samples: int, direction: Tensor) -> dict[str, Tensor]:
+        """Return the gradients of the parameters that there are no rules for."""
+        if not any(self.others.values()):
+            return {layer: direction.new_zeros(n_samples, 0) for layer in self.others}
+        along = direction.expand(n_samples, -1)
+        found = list(sample_gradients(self.body, inputs, along, _product, self.others))
+        return {layer: torch.cat([rows[layer] for rows in found]) for layer in self.others}
+
+    def _seed_for(self, *numbers: int) -> int:
+        """Return the seed for one of the things that are drawn."""
+        return int(np.random.SeedSequence([self.seed, *numbers]).generate_state(1)[0])
+
+
+@contextmanager
+def _recorded(body: nn.Module, calls: Mapping[str, list[Call]]) -> Iterator[None]:
+    """Keep what goes into some modules and what comes out, where that is one tensor each."""
+
+    def keep_in(made: list[Call]) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def keep(_module: nn.Module, args: Any, output: Any) -> Tensor | None:
+            if not (args and isinstance(args[0], Tensor) and isinstance(output, Tensor)):
+                return None
+            made.append(Call(args[0].detach(), output))
+            return output.clone()  # what is kept must not be overwritten in place
+
+        return keep
+
+    handles = []
+    try:
+        for path, made in calls.items():
+            handles.append(body.get_submodule(path).register_forward_hook(keep_in(made), prepend=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gradients(total: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradient with respect to each tensor, 0 where there is none; the graph is kept."""
+    able = [tensor for tensor in tensors if tensor.requires_grad] if total.requires_grad else []
+    found = torch.autograd.grad(total, able, retain_graph=True, allow_unused=True) if able else ()
+    by_id = {id(tensor): gradient for tensor, gradient in zip(able, found, strict=True) if gradient is not None}
+    return [by_id[id(tensor)] if id(tensor) in by_id else torch.zeros_like(tensor) for tensor in tensors]
+
+
+def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse parameters whose features for one sample are not the expected ones but for rounding."""
+    norms = {name: float(row.norm()) for name, row in expected.items()}
+    least = _ROUNDING * max(norms.values())
+
+    def distance(name: str) -> float:
+        same_shape = found[name].shape == expected[name].shape  # else the module was never called
+        return float((found[name] - expected[name]).norm()) if same_shape else norms[name]
+
+    unlike = {name for name, norm in norms.items() if not distance(name) <= _LIKE * norm + least}
+    if unlike:
+        raise _UnlikeError(unlike)
+
+
+def _folded(rows: Tensor, most: int, seed: int) -> Tensor:
+    """Add up features of shape (n_samples, n_features), each with a random sign, to no more than that."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # half precision overflows in sums
+    n_samples, n_features = rows.shape
+    if n_features <= most:
+        return rows
+    signed = rows * random_signs(n_features, seed).to(rows.device)
+    return nn.functional.pad(signed, (0, -n_features % most)).view(n_samples, -1, most).sum(dim=1)
+
+
+def _product(output: Tensor, direction: Tensor) -> Tensor:
+    return (output * direction).sum()
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,199 @@
+"""gradient_features: kernels against gradients one sample at a time, for every rule and for what no rule fits."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import unchanged
+from torch import Tensor, nn
+
+from retrainscope.batches import Batches, as_batches
+from retrainscope.gradient_features import gradient_features
+
+MANY = 10**6
+
+
+class Tokens(nn.Module):
+    """Tokens (n, 5) to outputs (n, 3), by embedding, layer norm and a linear layer for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.mix = nn.Embedding(7, 4, padding_idx=0), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.norm(self.embed(x))).tanh().sum(dim=1)
+
+
+class Reused(nn.Module):
+    """A layer that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x).tanh())
+
+
+class Tied(nn.Module):
+    """A weight that is used a second time outside its module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).tanh() @ self.layer.weight
+
+
+class Outside(nn.Module):
+    """A module that is never called, and a parameter of the network's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 3), nn.Parameter(torch.rand(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.layer.weight, self.layer.bias).tanh() * self.scale
+
+
+class Windows(nn.Module):
+    """A layer that takes two rows for each sample, those of one together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(-1, 2)).tanh().reshape(len(x), -1)
+
+
+class Turned(nn.Module):
+    """A layer that takes as many rows as there are samples, and mixes these up among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.repeat_interleave(6, dim=1).reshape(len(x), -1, 6).transpose(0, 1)  # (places, samples, 6)
+        return self.layer(y).tanh().sum(dim=0)
+
+
+class OddConv(nn.Conv2d):
+    """Pads by itself, on one side alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = nn.functional.pad(x, (1, 0, 1, 0))
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride)
+
+
+class ActNorm(nn.BatchNorm2d):
+    """Has an activation inside, which no rule knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def pooled(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+BODIES = {
+    "linear": (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)), (4,)),
+    "tokens": (Tokens, "tokens"),
+    "convolution": (lambda: pooled(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True)), (2, 7, 7)),
+    "dilated": (lambda: pooled(nn.Conv2d(2, 3, (3, 2), dilation=2, padding="same", bias=False)), (2, 7, 6)),
+    "reflecting": (lambda: pooled(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")), (2, 5, 5)),
+    "groups": (lambda: pooled(nn.Conv2d(4, 6, 3, groups=2)), (4, 5, 5)),
+    "depthwise": (lambda: pooled(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 3, 1)), (4, 5, 5)),
+    "one axis": (lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.GELU(), nn.Flatten()), (2, 6)),
+    "three axes": (lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.GELU(), nn.Flatten()), (1, 3, 3, 3)),
+    "own padding": (lambda: pooled(OddConv(2, 3, 3, stride=2)), (2, 6, 6)),
+    "norms": (
+        lambda: pooled(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.GroupNorm(2, 4)),
+        (2, 6, 6),
+    ),
+    "dense norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)), (4,)),
+    "norm with activation": (lambda: pooled(nn.Conv2d(2, 4, 3), ActNorm(4)), (2, 6, 6)),
+    "reused": (Reused, (4,)),
+    "tied": (Tied, (4,)),
+    "outside": (Outside, (4,)),
+    "windows": (Windows, (4,)),
+    "samples second": (Turned, (40,)),
+    "transposed": (lambda: pooled(nn.ConvTranspose2d(2, 3, 3)), (2, 4, 4)),
+    "frozen": (lambda: nn.Sequential(nn.Linear(4, 6).requires_grad_(False), nn.Tanh(), nn.Linear(6, 3)), (4,)),
+}
+
+
+def prepared(name: str, n: int = 40) -> tuple[nn.Module, Batches]:
+    """Return a body with statistics and weights of no special value, and its data in batches of 35."""
+    torch.manual_seed(0)
+    make, shape = BODIES[name]
+    body = make()
+    X = torch.randint(0, 7, (n, 5)) if shape == "tokens" else torch.randn(n, *shape)
+    with torch.no_grad():
+        for parameter in body.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        body(X)
+    batches = as_batches(X, name="known", batch_size=35, device=torch.device("cpu"), dtype=torch.float32)
+    return body.eval(), batches
+
+
+def along(body: nn.Module, batches: Batches, n: int = 2) -> Tensor:
+    with torch.no_grad():
+        n_outputs = body(batches.first().inputs).shape[1]
+    return torch.randn(n, n_outputs)
+
+
+def by_hand(body: nn.Module, batches: Batches, directions: Tensor) -> np.ndarray:
+    """Return the kernel from passes with one sample each."""
+    parameters, rows = [p.requires_grad_(True) for p in body.parameters()], []
+    for batch in batches:
+        for sample in batch.inputs:
+            outputs, row = body(sample[None])[0], []
+            for direction in directions:
+                found = torch.autograd.grad(outputs @ direction, parameters, retain_graph=True, allow_unused=True)
+                row += [
+                    torch.zeros(weight.numel()) if gradient is None else gradient.flatten()
+                    for gradient, weight in zip(found, parameters, strict=True)
+                ]
+            rows.append(torch.cat(row))
+    features = torch.stack(rows)
+    return (features @ features.T).numpy()
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_kernels_are_those_of_single_samples(name):
+    """Below the limit the products of features are exactly those of gradients from passes with one sample each."""
+    body, batches = prepared(name)
+    directions = along(body, batches)
+    owned = {"all": [name for name, _ in body.named_parameters()]}
+    with unchanged(body):
+        found = gradient_features(body, batches, directions, owned, max_features=MANY, seed=0)["all"]
+    expected = by_hand(body, batches, directions)
+    np.testing.assert_allclose(found @ found.T, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["linear", "tokens", "convolution", "groups", "depthwise", "norms"])
+def test_few_features_keep_products_on_average(name, monkeypatch):
+    """Over many seeds the products of few features are those of the gradients; large weights are projected before."""
+    monkeypatch.setattr("retrainscope.gradient_rules._LARGEST", 0)
+    body, batches = prepared(name, n=6)
+    directions = along(body, batches, n=1)
+    owned = {"all": [name for name, _ in body.named_parameters()]}
+    draws = [gradient_features(body, batches, directions, owned, max_features=9, seed=s)["all"] for s in range(400)]
+    assert {rows.shape for rows in draws} == {(6, 9)}
+    products = torch.stack([rows @ rows.T for rows in draws])
+    expected = by_hand(body, batches, directions)
+    error = (products.std(dim=0) / 400**0.5).numpy()
+    assert (np.abs(products.mean(dim=0).numpy() - expected) < 4.5 * error + 1e-6 * np.abs(expected).max()).all()
+
+
+def test_all_gradients_are_counted():
+    """Progress adds up to samples times directions, also where it starts again for what no rule fits."""
+    for name in ("linear", "tied"):
+        body, batches = prepared(name)
+        ticks: list[int] = []
+        owned = {"all": [name for name, _ in body.named_parameters()]}
+        gradient_features(body, batches, along(body, batches), owned, max_features=9, seed=0, tick=ticks.append)
+        assert sum(ticks) == 80
