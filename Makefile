@@ -26,7 +26,7 @@ study: $(READY)  ## run the MNIST study on the bundled data; the report goes to 
 	$(BIN)/retrainscope mnist --out study
 
 test: $(READY)  ## run all tests but those that need a browser, with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term --numprocesses auto --dist loadgroup --durations 25
+	$(BIN)/python -m pytest --cov --cov-report=term --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 25
 
 test-browser: $(READY)  ## open the report in headless Chromium (must be installed) and look at it
 	$(BIN)/python -m pytest -m browser

@@ -14,8 +14,6 @@ from retrainscope.studies.mnist.experiments import LAYERS, POLICIES, UNKNOWN, Se
 from retrainscope.studies.mnist.run import run_study
 from retrainscope.studies.mnist.tables import mean_sd, tables
 
-pytestmark = pytest.mark.xdist_group("study")
-
 
 @pytest.fixture(scope="module")
 def result(study_folder):
