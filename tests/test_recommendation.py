@@ -343,7 +343,7 @@ def test_made_by_is_kept():
     rec = rs.recommend_layers(model, known, known, layers=["2"], batch_size=9, random_state=3)
     assert rec.estimators == (
         "TangentProbe(batch_size=9, calls=None, device=None, head=None, input_layer=None, layers=['2'], "
-        "max_features=4096, n_directions=8, random_state=3, samples_per_class=50)",
+        "max_features=512, n_directions=16, random_state=3, samples_per_class=50)",
         "ActivationSpread(batch_size=9, calls=None, device=None, head=None, input_layer=None, layers=['2'], "
         "max_features=4096, random_state=3)",
     )
