@@ -58,8 +58,8 @@ class TangentProbe(LayerEstimator):
     set of layers they are therefore re-estimated on the unknown data, and the head's input is taken from there.
 
     What it cannot see: what takes training far from where it starts, so that the gradients change (features that must
-    be learnt anew with much data, large learning rates, long training); it is about small budgets. And near copies among
-    the samples, such as frames of one video: they foretell each other, and the forecast comes out too good.
+    be learnt anew with much data, large learning rates, long training); it is about small budgets. And near copies
+    among the samples, such as frames of one video: they foretell each other, and the forecast comes out too good.
 
     Parameters
     ----------
