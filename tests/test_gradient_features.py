@@ -94,6 +94,17 @@ class ActNorm(nn.BatchNorm2d):
         return super().forward(x).relu()
 
 
+class Resting(nn.Module):
+    """Has a layer that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.rest = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).tanh()
+
+
 def pooled(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
@@ -117,6 +128,7 @@ BODIES = {
     "norm with activation": (lambda: pooled(nn.Conv2d(2, 4, 3), ActNorm(4)), (2, 6, 6)),
     "reused": (Reused, (4,)),
     "tied": (Tied, (4,)),
+    "resting": (Resting, (4,)),
     "outside": (Outside, (4,)),
     "windows": (Windows, (4,)),
     "samples second": (Turned, (40,)),

@@ -128,6 +128,23 @@ def test_what_is_inside_a_norm_stays_in_evaluation():
         np.testing.assert_allclose(model[1].running_var, torch.ones(3), rtol=0.05)  # dropout would double it
 
 
+def test_other_buffers_of_a_norm_stay():
+    """What a norm keeps beside its statistics is the same during the pass and in the context."""
+
+    class Gated(nn.BatchNorm1d):
+        def __init__(self, n: int) -> None:
+            super().__init__(n)
+            self.register_buffer("gate", torch.tensor([0.0, 2.0, 3.0]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.gate * super().forward(x)
+
+    model = nn.Sequential(Gated(3), nn.BatchNorm1d(3)).eval()
+    with renewed_statistics(model, running_norms(model, buffers_of(model)), batches_of(torch.randn(500, 3))):
+        np.testing.assert_array_equal(model[0].gate, [0, 2, 3])
+        np.testing.assert_allclose(model[1].running_var, [0, 4, 9], rtol=0.01)
+
+
 def test_forecast_sees_renewed_statistics():
     """Inputs that are shifted out of a saturating layer's range are seen again once its statistics are renewed.
 

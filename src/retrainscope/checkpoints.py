@@ -52,7 +52,7 @@ def check_checkpoint(path: Path, random_state: Any) -> None:
 class Checkpoint:
     """The trials that are done, in a file of JSON that is written whole after each; without a path, in memory."""
 
-    def __init__(self, path: str | Path | None = None, fingerprint: str = "") -> None:
+    def __init__(self, path: str | Path | None, fingerprint: str) -> None:
         self._path = None if path is None else Path(path)
         self._fingerprint = fingerprint
         self._trials: dict[str, Trial] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retrainscope.batches import Batches, Inputs
-from retrainscope.gradient_rules import Call, Rule, random_signs, rule_for
+from retrainscope.gradient_rules import Call, Rule, has_rule, random_signs, rule_for
 from retrainscope.sample_gradients import differentiable, rows_of, sample_gradients
 from retrainscope.tracing import call_model
 
@@ -115,7 +115,7 @@ class _Sketch:
         self.weights = dict(body.named_parameters())
         self.numbers = {name: number for number, name in enumerate(self.weights)}
         asked = [name for names in parameters.values() for name in names if name not in left]
-        self.ruled = {name: self.weights[name] for name in asked if self._rule(name, 0) is not None}
+        self.ruled = {name: self.weights[name] for name in asked if has_rule(*self._place(name), self.weights[name])}
         self.layers = {layer: [n for n in names if n in self.ruled] for layer, names in parameters.items()}
         self.others = {layer: [n for n in names if n not in self.ruled] for layer, names in parameters.items()}
 
@@ -144,7 +144,7 @@ class _Sketch:
                 along = outputs @ direction.to(outputs)
                 for call, gradient in zip(made, _gradients(along.sum(), [c.output for c in made]), strict=True):
                     call.gradient = gradient
-                rules = {name: rule for name in self.ruled if (rule := self._rule(name, place)) is not None}
+                rules = {name: self._rule(name, place) for name in self.ruled}
                 rows = {name: rule.rows(calls[_owner(name)], n_samples) for name, rule in rules.items()}
                 found = {name: features for name, features in rows.items() if features is not None}
                 if len(found) < len(rules):
@@ -155,10 +155,13 @@ class _Sketch:
                     _check({name: rows[0] for name, rows in found.items()}, expected)
                 yield found
 
-    def _rule(self, name: str, place: int) -> Rule | None:
-        module, attribute = self.body.get_submodule(_owner(name)), name.rpartition(".")[2]
+    def _rule(self, name: str, place: int) -> Rule:
         seed = self._seed_for(1, place, self.numbers[name])
-        return rule_for(module, attribute, self.weights[name], max_features=self.max_features, seed=seed)
+        return rule_for(*self._place(name), self.weights[name], max_features=self.max_features, seed=seed)
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """Return the module that a parameter is in, and its name there."""
+        return self.body.get_submodule(_owner(name)), name.rpartition(".")[2]
 
     def _one_by_one(self, inputs: Inputs, n_samples: int, direction: Tensor) -> dict[str, Tensor]:
         """Return the gradients of the parameters that there are no rules for."""

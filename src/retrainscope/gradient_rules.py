@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Call", "Rule", "random_signs", "rule_for"]
+__all__ = ["Call", "Rule", "has_rule", "random_signs", "rule_for"]
 
 _LARGEST = 2**14  # entries of a weight whose gradients are put together; a larger one is projected before
 _WIDEST = 2**9  # inputs of an output of such a weight
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MATRICES = (nn.Linear, nn.Embedding, *_CONVOLUTIONS)
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ class Rule:
                 return None
             rows = rows.reshape(n_samples, len(rows) // n_samples, -1).sum(dim=1)
             total = rows if total is None else total + rows
-        return torch.zeros(n_samples, 1) if total is None else total
+        return next(self.module.parameters()).new_zeros(n_samples, 1) if total is None else total
 
     def row(self, gradient: Tensor) -> Tensor:
         """Return the features of a gradient that is known."""
@@ -149,14 +149,16 @@ class _Matrix(Rule):
         return self._by_place(_convolved(module, inputs, filters))
 
 
-def rule_for(module: nn.Module, attribute: str, weight: Tensor, *, max_features: int, seed: int) -> Rule | None:
-    """Return the rule for a parameter of a module, by its name there; None where there is none."""
-    if not isinstance(module, _MATRICES + _NORMS) or getattr(module, attribute, None) is not weight:
-        return None
+def has_rule(module: nn.Module, attribute: str, weight: Tensor) -> bool:
+    """Tell whether there is a rule for a parameter of a module, by its name there."""
+    own = isinstance(module, _MATRICES + _NORMS) and getattr(module, attribute, None) is weight
+    return own and attribute in ("weight", "bias")
+
+
+def rule_for(module: nn.Module, attribute: str, weight: Tensor, *, max_features: int, seed: int) -> Rule:
+    """Return the rule for a parameter that has one."""
     if attribute == "bias":
         return Rule(module)
-    if attribute != "weight":
-        return None
     return _Scale(module) if isinstance(module, _NORMS) else _Matrix.drawn(module, weight, max_features, seed)
 
 

@@ -54,7 +54,7 @@ def renewed_statistics(model: nn.Module, norms: Sequence[nn.Module], batches: It
     momenta = [norm.momentum for norm in norms]
     try:
         for norm, table in zip(norms, tables, strict=True):
-            norm._buffers.update({name: torch.empty_like(old) for name, old in table.items() if old is not None})
+            norm._buffers.update({name: old.clone() for name, old in table.items() if old is not None})
             norm.reset_running_stats()  # type: ignore[operator]
             norm.momentum = None  # type: ignore[assignment] # a plain mean over the batches
             norm.training = True  # not by train(), which would take what is inside along

@@ -176,13 +176,9 @@ def sweep_layers(
         wanted: list[tuple[str, ...] | None] = [*policy_sets(found.names, policies)]
         if task.own_places is not None:
             wanted.insert(0, None)
-        done = (
-            Checkpoint()
-            if checkpoint is None
-            else Checkpoint(
-                checkpoint, fingerprint(lent, (task.known, task.unknown, task.test), _settings(task, options))
-            )
-        )
+        seen = (task.known, task.unknown, task.test)
+        same = "" if checkpoint is None else fingerprint(lent, seen, _settings(task, options))
+        done = Checkpoint(checkpoint, same)
         runs = [(trained, number) for number in range(options.n_seeds) for trained in wanted]
         total = sum(1 if trained is None else len(options.learning_rates) for trained, _ in runs)
         with progress_bar(what="retraining", progress=progress, total=total) as bar:
