@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import unchanged
+from networks import Failing
 from torch import Tensor, nn
 
 from retrainscope.batches import Batches, as_batches
@@ -199,6 +200,18 @@ def test_few_features_keep_products_on_average(name, monkeypatch):
     expected = by_hand(body, batches, directions)
     error = (products.std(dim=0) / 400**0.5).numpy()
     assert (np.abs(products.mean(dim=0).numpy() - expected) < 4.5 * error + 1e-6 * np.abs(expected).max()).all()
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("boom")])
+def test_given_back_after_an_error(error, at):
+    """An error in the common pass, or in those for what no rule fits, leaves the flags as they were."""
+    body, batches = prepared("outside")
+    body = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), Failing(at, error), body).eval()
+    owned = {"all": [name for name, _ in body.named_parameters()]}
+    with unchanged(body), pytest.raises(type(error)) as raised:
+        gradient_features(body, batches, torch.ones(2, 3), owned, max_features=9, seed=0)
+    assert raised.value is error
 
 
 def test_all_gradients_are_counted():

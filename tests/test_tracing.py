@@ -364,6 +364,15 @@ def test_output_is_replaced_inside_only():
         pass
 
 
+def test_what_replaces_an_output_is_not_written_to():
+    """A network that goes on in place writes into a copy of what is given, which can be differentiated."""
+    model, values = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True)), INPUTS.clone().requires_grad_(True)
+    with replace_output(model, "0", values):
+        model(INPUTS).sum().backward()
+    assert torch.equal(values, INPUTS)
+    assert torch.equal(values.grad, (INPUTS > 0).float())
+
+
 def test_what_a_checkpoint_runs_again_does_not_count():
     """On the way back a checkpoint runs its part once more, which is no second call of the layer."""
 

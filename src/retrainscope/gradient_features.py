@@ -122,38 +122,35 @@ class _Sketch:
     def rows(self, inputs: Inputs, n_samples: int) -> dict[str, Tensor]:
         """Return the features of a chunk of samples, layer by layer."""
         parts: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
-        by_rule = self._by_rule(inputs, n_samples)
-        for place, direction in enumerate(self.directions):
-            found, others = next(by_rule), self._one_by_one(inputs, n_samples, direction)
-            for number, (layer, names) in enumerate(self.layers.items()):
-                rows = torch.cat([*(found[name] for name in names), others[layer]], dim=1)
-                parts[layer].append(_folded(rows, self.max_features, self._seed_for(0, place, number)))
-        return {layer: torch.cat(rows, dim=1) for layer, rows in parts.items()}
-
-    def _by_rule(self, inputs: Inputs, n_samples: int) -> Iterator[dict[str, Tensor]]:
-        """Yield, direction by direction, the features of the parameters that there are rules for."""
-        if not self.ruled:
-            yield from ({} for _ in self.directions)
-            return
         calls: dict[str, list[Call]] = {_owner(name): [] for name in self.ruled}
         with torch.enable_grad(), differentiable(self.ruled.values()):
-            with _recorded(self.body, calls):
-                outputs = call_model(self.body, inputs)
-            made = [call for each in calls.values() for call in each]
+            outputs = None
+            if calls:
+                with _recorded(self.body, calls):
+                    outputs = call_model(self.body, inputs)
             for place, direction in enumerate(self.directions):
-                along = outputs @ direction.to(outputs)
-                for call, gradient in zip(made, _gradients(along.sum(), [c.output for c in made]), strict=True):
-                    call.gradient = gradient
-                rules = {name: self._rule(name, place) for name in self.ruled}
-                rows = {name: rule.rows(calls[_owner(name)], n_samples) for name, rule in rules.items()}
-                found = {name: features for name, features in rows.items() if features is not None}
-                if len(found) < len(rules):
-                    raise _UnlikeError(rules.keys() - found.keys())
-                if place == 0:
-                    alone = _gradients(along[0], [*self.ruled.values()])
-                    expected = {name: rules[name].row(one) for name, one in zip(self.ruled, alone, strict=True)}
-                    _check({name: rows[0] for name, rows in found.items()}, expected)
-                yield found
+                found = {} if outputs is None else self._by_rule(outputs @ direction.to(outputs), calls, place)
+                others = self._one_by_one(inputs, n_samples, direction)
+                for number, (layer, names) in enumerate(self.layers.items()):
+                    rows = torch.cat([*(found[name] for name in names), others[layer]], dim=1)
+                    parts[layer].append(_folded(rows, self.max_features, self._seed_for(0, place, number)))
+        return {layer: torch.cat(rows, dim=1) for layer, rows in parts.items()}
+
+    def _by_rule(self, along: Tensor, calls: Mapping[str, list[Call]], place: int) -> dict[str, Tensor]:
+        """Return the features of the parameters that there are rules for, from one pass back."""
+        made = [call for each in calls.values() for call in each]
+        for call, gradient in zip(made, _gradients(along.sum(), [call.output for call in made]), strict=True):
+            call.gradient = gradient
+        rules = {name: self._rule(name, place) for name in self.ruled}
+        rows = {name: rule.rows(calls[_owner(name)], len(along)) for name, rule in rules.items()}
+        found = {name: features for name, features in rows.items() if features is not None}
+        if len(found) < len(rules):
+            raise _UnlikeError(rules.keys() - found.keys())
+        if place == 0:
+            alone = _gradients(along[0], [*self.ruled.values()])
+            expected = {name: rules[name].row(one) for name, one in zip(self.ruled, alone, strict=True)}
+            _check({name: features[0] for name, features in found.items()}, expected)
+        return found
 
     def _rule(self, name: str, place: int) -> Rule:
         seed = self._seed_for(1, place, self.numbers[name])

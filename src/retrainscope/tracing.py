@@ -183,10 +183,13 @@ def run_layers(
 
 @contextmanager
 def replace_output(model: nn.Module, layer: str, output: Tensor) -> Iterator[None]:
-    """Put a tensor in the place of a layer's main output, for as long as the context lasts."""
+    """Put a tensor in the place of a layer's main output, for as long as the context lasts.
+
+    The model gets a copy, since it may go on in place; gradients flow through.
+    """
 
     def hook(module: nn.Module, _args: Any, returned: Any) -> Any:
-        return with_output(module, returned, output)
+        return with_output(module, returned, output.clone())
 
     handle = named_layers(model, [layer])[layer].register_forward_hook(hook)
     try:
