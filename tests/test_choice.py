@@ -61,7 +61,7 @@ def test_too_few_samples(smallest, policy):
     """With fewer than five samples of a class nothing is decided, and how many are there and needed is said."""
     choice = choose(forecast_of(CLEAR, accuracy=POOR, smallest_class=smallest), 0.01)
     assert choice.policy == policy
-    assert ("has 4 samples; at least 5 of every class" in choice.reason) is (policy is None)
+    assert ("has 4 independent samples; at least 5 of every class" in choice.reason) is (policy is None)
 
 
 @pytest.mark.parametrize(

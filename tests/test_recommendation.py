@@ -728,9 +728,9 @@ def test_tolerance_must_be_a_number(tolerance):
         rs.recommend_layers(classifier(), samples(), samples(), tolerance=tolerance)
 
 
-@pytest.mark.parametrize("option", [{"tolerance": 0.1}, {"budget": {"parameters": 0.5}}])
+@pytest.mark.parametrize("option", [{"tolerance": 0.1}, {"budget": {"parameters": 0.5}}, {"groups": [0] * 40}])
 def test_options_of_the_forecast_beside_estimators(option):
-    """Tolerance and budget are for the forecast, and refused where estimators decide."""
+    """Tolerance, budget and groups are for the forecast, and refused where estimators decide."""
     model = classifier()
     with pytest.raises(InvalidDataError, match=r"are for the forecast\. Leave them out with estimators="):
         rs.recommend_layers(model, samples(), samples(), estimators=[rs.ActivationSpread(model)], **option)
@@ -738,7 +738,7 @@ def test_options_of_the_forecast_beside_estimators(option):
 
 @pytest.mark.parametrize("unknown", [samples(seed=1)[0], samples(classes=(5,), seed=1)])
 def test_without_labels_the_spread_decides(unknown):
-    """Without labels, or with one unknown class, there is no forecast; a budget is then refused."""
+    """Without labels, or with one unknown class, there is no forecast; a budget or groups are then refused."""
     model = classifier()
     rec = rs.recommend_layers(model, samples(), unknown, random_state=0)
     spread = rs.recommend_layers(
@@ -750,8 +750,17 @@ def test_without_labels_the_spread_decides(unknown):
     assert rec.summary() == (
         f"{spread.summary()} There is no forecast, which needs unknown data with labels of at least two classes."
     )
-    with pytest.raises(InvalidDataError, match="labels of at least two classes and a model that returns one row"):
-        rs.recommend_layers(model, samples(), unknown, budget={"parameters": 0.5}, random_state=0)
+    for option in ({"budget": {"parameters": 0.5}}, {"groups": [0, 1]}):
+        with pytest.raises(InvalidDataError, match="labels of at least two classes and a model that returns one row"):
+            rs.recommend_layers(model, samples(), unknown, random_state=0, **option)
+
+
+def test_few_groups_leave_it_undecided():
+    """Samples in fewer than five groups a class are too few to decide by, however many they are."""
+    X, y = samples(classes=(5, 6), seed=1)
+    rec = rs.recommend_layers(classifier(), samples(), (X, y), groups=[n % 4 for n in range(len(y))], random_state=0)
+    assert rec.verdict == "undecided"
+    assert "2 independent samples; at least 5" in rec.summary()
 
 
 def test_unlabelled_known_data_leaves_a_forecast():
@@ -795,7 +804,7 @@ def test_few_samples_are_undecided():
     """With four samples of a class nothing is decided, with the reason; new classes need a head all the same."""
     rec = rs.recommend_layers(classifier(), samples(), samples(8, classes=(5, 6), seed=1), random_state=0)
     assert rec.verdict == "undecided"
-    assert "has 4 samples; at least 5 of every class" in rec.summary()
+    assert "has 4 independent samples; at least 5 of every class" in rec.summary()
     assert rec.head.verdict == "retrain"
     assert all(np.isnan(row.agreement) for row in rec.table)
     with pytest.raises(InvalidDataError, match=r"undecided, so there is nothing to verify\. See for yourself"):

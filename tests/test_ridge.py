@@ -13,16 +13,19 @@ def kernel_of(n: int, rank: int, seed: int, scale: float = 1.0) -> np.ndarray:
     return rows @ rows.T
 
 
-def refitted(kernel: np.ndarray, targets: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fit scikit-learn's regression anew without each sample; return the errors and hits on the sample left out."""
+def refitted(
+    kernel: np.ndarray, targets: np.ndarray, alpha: float, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit scikit-learn's regression anew without each group; return the errors and hits on the samples left out."""
+    groups = np.arange(len(targets)) if groups is None else groups
     n_classes = targets.max() + 1
     truth = np.eye(n_classes)[targets] - 1 / n_classes
     predicted = np.empty(truth.shape)
-    for row in range(len(targets)):
-        others = np.delete(np.arange(len(targets)), row)
+    for group in np.unique(groups):
+        rows, others = np.flatnonzero(groups == group), np.flatnonzero(groups != group)
         model = KernelRidge(alpha=alpha, kernel="precomputed")
         model.fit(kernel[np.ix_(others, others)], truth[others])
-        predicted[row] = model.predict(kernel[[row]][:, others])[0]
+        predicted[rows] = model.predict(kernel[np.ix_(rows, others)])
     return np.square(truth - predicted).sum(axis=1), predicted.argmax(axis=1) == targets
 
 
@@ -40,6 +43,20 @@ def test_leaving_out_equals_refitting(n_classes, ridge):
         np.testing.assert_allclose(found.errors[place], errors, rtol=1e-6)
         np.testing.assert_array_equal(found.hits[place], hits)
     assert found.ridge == ridge
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 0.1, 10.0])
+def test_leaving_groups_out_equals_refitting(ridge):
+    """Samples of a group are predicted as by a regression that was fitted without all of it, whatever its size."""
+    rng = np.random.default_rng(3)
+    targets, groups = np.arange(30) % 3, rng.permutation(np.repeat(np.arange(12), [1, 1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 7]))
+    base, kernels = kernel_of(30, 3, 0) + 1, {"a": kernel_of(30, 50, 1)}
+    found = kernel_ridge(kernels, [base, base], targets, [(), ("a",)], groups=groups, ridges=[ridge])
+    unit = np.trace(base + kernels["a"]) / 30
+    for place, kernel in enumerate((base, base + kernels["a"])):
+        errors, hits = refitted(kernel, targets, ridge * unit, groups)
+        np.testing.assert_allclose(found.errors[place], errors, rtol=1e-6)
+        np.testing.assert_array_equal(found.hits[place], hits)
 
 
 def test_one_ridge_for_all_sets():

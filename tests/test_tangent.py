@@ -15,6 +15,7 @@ import retrainscope as rs
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from retrainscope.gradient_features import _folded
 from retrainscope.ridge import RIDGES
+from retrainscope.tangent import _bootstrap
 
 
 def conv_net() -> nn.Sequential:
@@ -152,6 +153,67 @@ def test_kernel_of_a_large_layer_is_close_to_exact():
     norms = np.sqrt(np.outer(np.diag(exact["0"]), np.diag(exact["0"])))
     relative = np.abs(rough["0"] - exact["0"]) / norms
     assert 0 < np.sqrt(np.square(relative).mean()) < 1.5 * np.sqrt(2 / 512)
+
+
+def copies() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Make eight samples of four near copies each, with labels that mean nothing."""
+    X = torch.randn(8, 4, generator=torch.Generator().manual_seed(4)).repeat_interleave(4, dim=0).double()
+    X = X + 0.01 * torch.randn(X.shape, generator=torch.Generator().manual_seed(5))
+    return X, (torch.arange(8) % 2).repeat_interleave(4), [f"video {n // 4}" for n in range(32)]
+
+
+def test_near_copies_are_seen_through_by_their_groups():
+    """Labels of near copies are foretold by the copies; left out together, no better than by chance."""
+    X, y, groups = copies()
+    probe = rs.TangentProbe(linear_net(), random_state=0).fit((X, y))
+    blind, told = probe.forecast((X, y)), probe.forecast((X, y), groups=groups)
+    assert blind.accuracy[-1] == 1
+    assert told.accuracy[-1] < 0.7
+    assert (blind.smallest_class, told.smallest_class) == (16, 4)
+
+
+def test_groups_are_drawn_as_wholes():
+    """A bootstrap draw has all samples of a class's group equally often, and each class as much as there is of it."""
+    targets, groups = np.repeat([0, 1], [9, 6]), np.array([0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 4, 6, 6, 0])
+    weights = _bootstrap(targets, groups, np.random.default_rng(0))
+    for target in (0, 1):
+        np.testing.assert_allclose(weights[:, targets == target].sum(axis=1), (targets == target).mean())
+        for group in np.unique(groups):
+            mine = weights[:, (targets == target) & (groups == group)]
+            assert (mine == mine[:, :1]).all()
+    assert len(np.unique(weights[:, 0])) > 3
+    assert (weights[:, 0] != weights[:, -1]).any()  # a group that is in two classes is drawn in each for itself
+
+
+def test_every_sample_a_group_is_no_groups():
+    """Groups of one sample each, whatever they are called, change nothing."""
+    X, y = data_for((4,))
+    probe = rs.TangentProbe(linear_net(), random_state=0).fit((X, y))
+    names = np.random.default_rng(0).permutation(len(y)).astype(str)
+    plain, grouped = probe.score_layers((X, y)), probe.score_layers((X, y), groups=names)
+    np.testing.assert_allclose(grouped.values, plain.values, rtol=1e-9)
+    assert grouped.interval.shape == plain.interval.shape
+
+
+def test_groups_follow_the_samples_that_are_drawn():
+    """Where samples are drawn, the groups of just these count: of shuffled data as of sorted."""
+    X, y, groups = copies()
+    probe = rs.TangentProbe(linear_net(), samples_per_class=15, random_state=0).fit((X, y))
+    order = np.random.default_rng(1).permutation(32)
+    shuffled = probe.forecast((X[order], y[order]), groups=[groups[row] for row in order])
+    assert shuffled.n_samples == 30
+    assert shuffled.accuracy[-1] < 0.7
+
+
+@pytest.mark.parametrize(
+    ("groups", "got"), [([0, 1], "2 entries"), ("video", "5 entries"), (7, "int"), (np.arange(33), "33 entries")]
+)
+def test_groups_that_do_not_fit(groups, got):
+    """Groups must be as many as the samples, each with its own entry."""
+    X, y, _ = copies()
+    probe = rs.TangentProbe(linear_net(), random_state=0).fit((X, y))
+    with pytest.raises(InvalidDataError, match=f"'groups' parameter must have one entry for each of the 32.*Got {got}"):
+        probe.forecast((X, y), groups=groups)
 
 
 def test_samples_of_a_class_are_capped():

@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
-__all__ = ["CHANGES", "KNOWN", "NOVEL", "ROLES", "patches"]
+__all__ = ["CHANGES", "KNOWN", "NOVEL", "ROLES", "cells", "patches"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -81,6 +81,16 @@ def patches(role: str) -> Pair:
         images += [_patch(region.photograph, box, rng) for box in _boxes(region, role)]
     labels = torch.arange(len(KNOWN) + len(NOVEL)).repeat_interleave(ROLES[role])
     return torch.stack(images).expand(-1, 3, -1, -1).contiguous(), labels
+
+
+def cells(role: str) -> Tensor:
+    """Return the number of the cell that each patch of a role is cut from."""
+    numbers, first = [], 0
+    for region in (*KNOWN.values(), *NOVEL.values()):
+        n_cells = len(_cells(region)[role])
+        numbers += [first + number % n_cells for number in range(ROLES[role])]
+        first += n_cells
+    return torch.tensor(numbers)
 
 
 def _patch(photograph: str, box: Box, rng: np.random.Generator) -> Tensor:

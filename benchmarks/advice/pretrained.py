@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 from networks import damaged
-from photographs import CHANGES, KNOWN, NOVEL, Pair, patches
+from photographs import CHANGES, KNOWN, NOVEL, Pair, cells, patches
 from torch import Tensor, nn
 
 from retrainscope.heads import fit_head
@@ -50,7 +50,7 @@ class _FrozenNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
-def case(name: str, seed: int) -> tuple[nn.Module, tuple[str, ...], Pair, Pair, Pair]:
+def case(name: str, seed: int) -> tuple[nn.Module, tuple[str, ...], Pair, Pair, Pair, Tensor]:
     """Make a task; the seed draws the samples.
 
     Returns
@@ -60,19 +60,23 @@ def case(name: str, seed: int) -> tuple[nn.Module, tuple[str, ...], Pair, Pair, 
     layers : tuple of str
     known, unknown, test : (X, y)
         From areas of the photographs that share no pixel, with each other or with those that the head was fitted to.
+    groups : Tensor of shape (n_unknown,)
+        The cell of a photograph that each unknown patch is from: several come from one.
     """
     kind, samples = TASKS[name]
     model, generator = build(seed), torch.Generator().manual_seed(1000 + seed)
     seen, new = range(len(KNOWN)), range(len(KNOWN), len(KNOWN) + len(NOVEL))
     classes = new if kind in ("novel", "combined") else seen
     known = _picked(patches("known"), seen, _N_KNOWN, generator)
-    unknown, test = _picked(patches("unknown"), classes, samples, generator), _picked(patches("test"), classes)
+    rows = _rows(patches("unknown")[1], classes, samples, generator)
+    unknown, groups = (patches("unknown")[0][rows], patches("unknown")[1][rows]), cells("unknown")[rows]
+    test = _picked(patches("test"), classes)
     if kind in ("input", "combined"):
         change = CHANGES[name.split()[-1]]
         unknown, test = ((change(X, generator), y) for X, y in (unknown, test))
     elif kind == "damage":
         damaged(model, name.split()[1], seed)
-    return model, BLOCKS, known, unknown, test
+    return model, BLOCKS, known, unknown, test, groups
 
 
 def build(seed: int) -> nn.Module:
@@ -116,9 +120,14 @@ def _body() -> nn.Sequential:
 def _picked(pool: Pair, classes: Iterable[int], n: int | None = None, generator: torch.Generator | None = None) -> Pair:
     """Take n random samples of each class, or all."""
     X, y = pool
+    rows = _rows(y, classes, n, generator)
+    return X[rows], y[rows]
+
+
+def _rows(y: Tensor, classes: Iterable[int], n: int | None, generator: torch.Generator | None) -> Tensor:
+    """Draw the places of n samples of each class, or take all."""
     rows = []
     for label in classes:
         mine = torch.nonzero(y == label)[:, 0]
         rows.append(mine if n is None else mine[torch.randperm(len(mine), generator=generator)[:n]])
-    chosen = torch.cat(rows)
-    return X[chosen], y[chosen]
+    return torch.cat(rows)

@@ -82,8 +82,10 @@ def main() -> None:
 def advised(case: Case, seed: int, *, labels: bool = True) -> dict[str, Any]:
     """Return what recommend_layers says, as a policy of the sweep."""
     began = time.perf_counter()
-    unknown = case.unknown if labels else case.unknown[0]
-    rec = rs.recommend_layers(case.model, case.known, unknown, layers=case.layers, random_state=seed, progress=False)
+    unknown, groups = (case.unknown, case.groups) if labels else (case.unknown[0], None)
+    rec = rs.recommend_layers(
+        case.model, case.known, unknown, groups=groups, layers=case.layers, random_state=seed, progress=False
+    )
     return {
         "seconds": round(time.perf_counter() - began, 3),
         "verdict": rec.verdict,
@@ -99,7 +101,8 @@ def scored(make: Make, case: Case, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
     estimator = make(case.model, layers=case.layers, random_state=seed, progress=False)
     try:
-        scores = estimator.fit(case.known).score_layers(case.unknown)
+        told = {"groups": case.groups} if isinstance(estimator, rs.TangentProbe) else {}
+        scores = estimator.fit(case.known).score_layers(case.unknown, **told)
     except RetrainscopeError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {

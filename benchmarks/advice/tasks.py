@@ -66,6 +66,7 @@ class Case:
     known: Pair
     unknown: Pair
     test: Pair
+    groups: torch.Tensor | None = None  # of the unknown samples, where they are not independent
     settings: dict[str, Any] = field(default_factory=dict)  # of the sweep, where they are this network's own
 
 

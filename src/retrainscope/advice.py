@@ -173,7 +173,8 @@ class Recommendation:
             As given to `recommend_layers`.
         **options
             Of `sweep_layers`; ``layers``, ``head`` and ``policies`` are those of the advice unless given. What
-            `recommend_layers` was told of ``input_layer`` and ``calls`` has to be told again.
+            `recommend_layers` was told of ``input_layer`` and ``calls`` has to be told again. Of data in groups, give
+            a ``test`` set of other groups.
 
         Returns
         -------

@@ -126,12 +126,17 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         InvalidDataError
             Before any work, where the data does not fit.
         """
+        with self._opened(unknown) as (model, batches, rng):
+            return self._score(model, batches, rng)
+
+    @contextmanager
+    def _opened(self, unknown: Any) -> Iterator[tuple[nn.Module, Batches, np.random.Generator]]:
+        """Lend the model to measure unknown data, and a generator for the resampling."""
         check_is_fitted(self, "layers_")
         batches = self._batches(unknown, "unknown", self._seed)
         with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
             check_same_shape(self._input_shapes, batches.first())
-            rng = np.random.default_rng(self._seed)
-            return self._score(model, batches, rng)
+            yield model, batches, np.random.default_rng(self._seed)
 
     @contextmanager
     def _lent(self, X: Any, *layers: str) -> Iterator[tuple[nn.Module, Batches]]:

@@ -15,7 +15,7 @@ __all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose"]
 DEFAULT_TOLERANCE = 0.01  # of the squared error: a smaller set that is no worse than that is good enough
 _DOUBTFUL = 0.02  # of the squared error: what the choice must not leave lying beyond the tolerance
 _WORTH = 0.02  # of accuracy: what retraining must gain on the model as it is
-LEAST_SAMPLES = 5  # of a class
+LEAST_SAMPLES = 5  # of a class; of samples in groups, groups
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
     if forecast.smallest_class < LEAST_SAMPLES:
         return Choice(
             None,
-            f"A class of the unknown data has {forecast.smallest_class} samples; at least {LEAST_SAMPLES} of every "
-            "class are needed for a forecast, better fifty.",
+            f"A class of the unknown data has {forecast.smallest_class} independent samples; at least "
+            f"{LEAST_SAMPLES} of every class are needed for a forecast, better fifty.",
         )
     policy = forecast.best_within(tolerance, allowed=allowed)
     row = forecast.row_of(policy)

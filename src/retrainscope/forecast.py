@@ -44,7 +44,7 @@ class Forecast(Policies):
     n_samples, n_classes : int
         Of the unknown data.
     smallest_class : int
-        Samples of the smallest class.
+        Samples of the smallest class; of samples in groups, its groups.
     known_accuracy : float
         Of the model as it is on the known data; NaN where its labels are no places of the model's outputs.
     """

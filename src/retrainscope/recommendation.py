@@ -50,6 +50,7 @@ def recommend_layers(
     threshold: float | None = None,
     tolerance: float | None = None,
     budget: Mapping[str, float] | None = None,
+    groups: Sequence[Label] | NDArray[Any] | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -86,6 +87,9 @@ def recommend_layers(
     budget : mapping of str to float, optional
         For the forecast: the most that may be trained, as ``{"parameters": share}``, ``{"backward": share}`` or both,
         each a share of training everything as in ``Recommendation.cost``. Advised is the best set within it.
+    groups : sequence of n_samples labels, optional
+        For the forecast: what each sample of the unknown data is a part of (a video, a patient, a photograph), in the
+        order of the data. Near copies foretell each other, so that without it too little is advised.
     batch_size, device, random_state, progress
         As in `TangentProbe`, for the default estimators. Estimators that are given keep their own.
 
@@ -120,8 +124,10 @@ def recommend_layers(
             raise InvalidDataError(
                 "With estimators=, give layers, head, input_layer and calls to the estimators themselves."
             )
-        if tolerance is not None or limits:
-            raise InvalidDataError("tolerance= and budget= are for the forecast. Leave them out with estimators=.")
+        if tolerance is not None or limits or groups is not None:
+            raise InvalidDataError(
+                "tolerance=, budget= and groups= are for the forecast. Leave them out with estimators=."
+            )
         _check_estimators(estimators, model)
     home, dtype = model_place(model)
     known_batches, unknown_batches = (
@@ -152,10 +158,10 @@ def recommend_layers(
                 notes.append(f"There is no forecast: {error}")
         else:
             notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
-        if limits and probe is None:
+        if probe is None and (limits or groups is not None):
             raise InvalidDataError(
-                "A budget is kept by the forecast, which needs unknown data with labels of at least two classes and a "
-                "model that returns one row of class scores a sample. Leave budget= out."
+                "budget= and groups= are for the forecast, which needs unknown data with labels of at least two "
+                "classes and a model that returns one row of class scores a sample. Leave them out."
             )
     scores, found = [], []
     for estimator in estimators:
@@ -167,7 +173,9 @@ def recommend_layers(
                 "The estimators measure different layers: "
                 f"{', '.join(found[0].names)} and {', '.join(found[-1].names)}. Give them the same layers=."
             )
-        scores.append(estimator.score_layers(unknown))
+        scores.append(
+            probe.score_layers(unknown, groups=groups) if estimator is probe else estimator.score_layers(unknown)
+        )
     settings = tuple(_settings(estimator) for estimator in estimators)
     threshold = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)

@@ -1,7 +1,8 @@
 """`TangentProbe`: a forecast of fine-tuning, from gradients of the network as it is."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,13 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from retrainscope.base import N_RESAMPLES, LayerEstimator, autograd_on, check_class_counts, check_same_shape
+from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts
 from retrainscope.batches import Batches, Inputs, Label, ordered_classes
 from retrainscope.checks import check_number
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.forecast import Forecast
 from retrainscope.gradient_features import gradient_features
 from retrainscope.heads import check_classes, head_inputs, own_places
-from retrainscope.lending import borrow
 from retrainscope.normalisation import renewed_statistics, running_norms
 from retrainscope.policies import NONE, policy_name, policy_sets
 from retrainscope.progress import progress_bar
@@ -59,7 +59,8 @@ class TangentProbe(LayerEstimator):
 
     What it cannot see: what takes training far from where it starts, so that the gradients change (features that must
     be learnt anew with much data, large learning rates, long training); it is about small budgets. And near copies
-    among the samples, such as frames of one video: they foretell each other, and the forecast comes out too good.
+    among the samples, such as frames of one video: they foretell each other, and the forecast comes out too good,
+    unless `groups` tells which belong together.
 
     Parameters
     ----------
@@ -145,13 +146,44 @@ class TangentProbe(LayerEstimator):
         self.random_state = random_state
         self.progress = progress
 
-    def forecast(self, unknown: Any, *, policies: Iterable[Iterable[str]] | None = None) -> Forecast:
-        """Forecast what retraining by every policy gives.
+    def score_layers(self, unknown: Any, *, groups: Sequence[Label] | NDArray[Any] | None = None) -> LayerScores:
+        """Measure the unknown data: compare the forecast for each layer with that for the head alone.
 
         Parameters
         ----------
         unknown : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
             Labelled, of the same shape as the known data.
+        groups : sequence of n_samples labels, optional
+            What each sample is a part of (a video, a patient, a photograph), in the order of the data: a sample is then
+            predicted by those of other groups alone. None: every sample is on its own.
+
+        Returns
+        -------
+        LayerScores
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        InvalidDataError
+            Before any work, where the data or the groups do not fit.
+        """
+        with self._opened(unknown) as (model, batches, rng):
+            return self._score(model, batches, rng, groups)
+
+    def forecast(
+        self,
+        unknown: Any,
+        *,
+        policies: Iterable[Iterable[str]] | None = None,
+        groups: Sequence[Label] | NDArray[Any] | None = None,
+    ) -> Forecast:
+        """Forecast what retraining by every policy gives.
+
+        Parameters
+        ----------
+        unknown, groups
+            As in `score_layers`.
         policies : iterable of iterables of str, optional
             Sets of layers to retrain with the head. None: the head alone, each layer, everything from a layer up.
 
@@ -168,10 +200,8 @@ class TangentProbe(LayerEstimator):
         """
         check_is_fitted(self, "layers_")
         sets = policy_sets(self.layers_.names, policies)
-        batches = self._batches(unknown, "unknown", self._seed)
-        with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
-            check_same_shape(self._input_shapes, batches.first())
-            self._measure_unknown(model, batches, sets, np.random.default_rng(self._seed))
+        with self._opened(unknown) as (model, batches, rng):
+            self._measure_unknown(model, batches, sets, rng, groups)
         return self.forecast_
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
@@ -192,15 +222,25 @@ class TangentProbe(LayerEstimator):
         counts = Counter(labels)
         self._known_counts = np.array([counts[label] for label in self._known_classes], dtype=np.float64)
 
-    def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
-        sets = policy_sets(self.layers_.names, None)
-        return self._scores(*self._measure_unknown(model, batches, sets, rng), rng)
+    def _score(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        rng: np.random.Generator,
+        groups: Sequence[Label] | NDArray[Any] | None = None,
+    ) -> LayerScores:
+        return self._scores(self._measure_unknown(model, batches, policy_sets(self.layers_.names, None), rng, groups))
 
     def _measure_unknown(
-        self, model: nn.Module, batches: Batches, sets: tuple[tuple[str, ...], ...], rng: np.random.Generator
-    ) -> tuple[LeftOut, tuple[tuple[str, ...], ...], tuple[Label, ...], NDArray[np.int64]]:
+        self,
+        model: nn.Module,
+        batches: Batches,
+        sets: tuple[tuple[str, ...], ...],
+        rng: np.random.Generator,
+        groups: Sequence[Label] | NDArray[Any] | None,
+    ) -> "_Predicted":
         """Predict every sample by the others with each set of layers; keep the forecast."""
-        chosen, labels = self._chosen(batches)
+        chosen, labels, members = self._chosen(batches, groups)
         classes = ordered_classes(labels)
         check_classes(classes, "unknown")
         counts = np.array([labels.count(label) for label in classes], dtype=np.float64)
@@ -209,23 +249,30 @@ class TangentProbe(LayerEstimator):
         targets = np.array([places[label] for label in labels])
         features, outputs, kernels = self._kernels(model, chosen)
         scaled = _scaled(kernels, self.layers_.n_parameters, np.trace(_head_kernel(features)))
-        found = kernel_ridge(scaled, self._head_kernels(model, chosen, features, sets), targets, sets)
+        bases = self._head_kernels(model, chosen, features, sets)
+        left_out = kernel_ridge(scaled, bases, targets, sets, groups=members)
         own = own_places(self._n_outputs, self._known_classes, classes)
         as_is = None if own is None else outputs.argmax(axis=1) == np.array([own[label] for label in labels])
-        self.forecast_ = self._forecast(found, sets, as_is, targets, rng)
-        return found, sets, classes, targets
+        predicted = _Predicted(left_out, sets, classes, targets, members, _bootstrap(targets, members, rng))
+        self.forecast_ = self._forecast(predicted, as_is)
+        return predicted
 
-    def _chosen(self, batches: Batches) -> tuple[Batches, list[Label]]:
-        """Draw samples of each class; return them, and their labels in the order that they come in."""
+    def _chosen(
+        self, batches: Batches, groups: Sequence[Label] | NDArray[Any] | None
+    ) -> tuple[Batches, list[Label], NDArray[np.int64]]:
+        """Draw samples of each class; return them, their labels in the order that they come in, and group numbers."""
         rows: dict[Label, list[int]] = {}
         for batch in batches:
             for label, position in zip(batch.labels or (None,) * len(batch), batch.positions, strict=True):
                 rows.setdefault(label, []).append(int(position))
+        named = _checked_groups(groups, sum(map(len, rows.values())))
         most = min(self.samples_per_class, max(2, _MOST_SAMPLES // len(rows)))
         rng = np.random.default_rng(self._seed)
         drawn = {p: label for label, mine in rows.items() for p in rng.permutation(mine)[:most].tolist()}
         positions = sorted(drawn)
-        return batches.subset(np.array(positions)), [drawn[position] for position in positions]
+        numbers: dict[Label, int] = {}
+        members = np.array([numbers.setdefault(named[position], len(numbers)) for position in positions])
+        return batches.subset(np.array(positions)), [drawn[position] for position in positions], members
 
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
@@ -275,22 +322,15 @@ class TangentProbe(LayerEstimator):
                 renewed = _head_kernel(self._features(model, batches)[0])
             yield renewed * (np.trace(frozen) / np.trace(renewed))
 
-    def _forecast(
-        self,
-        found: LeftOut,
-        sets: tuple[tuple[str, ...], ...],
-        as_is: NDArray[np.bool_] | None,
-        targets: NDArray[np.int64],
-        rng: np.random.Generator,
-    ) -> Forecast:
-        errors, hits = found.errors, found.hits.astype(np.float64)
-        trained: tuple[tuple[str, ...], ...] = sets
-        names = tuple(policy_name(policy, self.layers_.names) for policy in sets)
+    def _forecast(self, predicted: "_Predicted", as_is: NDArray[np.bool_] | None) -> Forecast:
+        targets, errors, hits = predicted.targets, predicted.found.errors, predicted.found.hits.astype(np.float64)
+        trained = predicted.sets
+        names = tuple(policy_name(policy, self.layers_.names) for policy in trained)
         if as_is is not None:
             errors = np.concatenate([np.full((1, len(targets)), np.nan), errors])
             hits, trained, names = np.concatenate([as_is[None], hits]), ((), *trained), (NONE, *names)
-        weights = _bootstrap(targets, rng)
         counts = np.bincount(targets)
+        independent = [len(np.unique(predicted.groups[targets == target])) for target in range(len(counts))]
         return Forecast(
             policies=names,
             trained=trained,
@@ -299,26 +339,20 @@ class TangentProbe(LayerEstimator):
             n_parameters=self.layers_.n_parameters,
             error=errors.mean(axis=1),
             accuracy=hits.mean(axis=1),
-            draws=weights @ errors.T,
-            accuracy_draws=weights @ hits.T,
+            draws=predicted.weights @ errors.T,
+            accuracy_draws=predicted.weights @ hits.T,
             chance=float(counts.max() / counts.sum()),
             chance_error=float(1 - np.square(counts / counts.sum()).sum()),
             n_samples=len(targets),
             n_classes=len(counts),
-            smallest_class=int(counts.min()),
+            smallest_class=min(independent),
             known_accuracy=self._known_accuracy,
         )
 
-    def _scores(
-        self,
-        found: LeftOut,
-        sets: tuple[tuple[str, ...], ...],
-        classes: tuple[Label, ...],
-        targets: NDArray[np.int64],
-        rng: np.random.Generator,
-    ) -> LayerScores:
+    def _scores(self, predicted: "_Predicted") -> LayerScores:
         """Compare the error with the head alone to that with each layer, overall and for each class."""
-        weights = np.concatenate([np.full((1, len(targets)), 1 / len(targets)), _bootstrap(targets, rng)])
+        found, sets, classes, targets = predicted.found, predicted.sets, predicted.classes, predicted.targets
+        weights = np.concatenate([np.full((1, len(targets)), 1 / len(targets)), predicted.weights])
         inside = np.eye(len(classes))[targets]
         split = np.concatenate([np.ones((len(targets), 1)), inside], axis=1)
 
@@ -344,6 +378,18 @@ class TangentProbe(LayerEstimator):
             unit="ratio",
             reference_name="",
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Predicted:
+    """Samples predicted by the others with each set of layers."""
+
+    found: LeftOut
+    sets: tuple[tuple[str, ...], ...]
+    classes: tuple[Label, ...]
+    targets: NDArray[np.int64]  # places among the classes
+    groups: NDArray[np.int64]
+    weights: Floats  # of the samples in each bootstrap draw
 
 
 class _Body(nn.Module):
@@ -393,10 +439,26 @@ def _scaled(kernels: Mapping[str, Floats], n_parameters: Mapping[str, int], head
     return {name: kernel * (_LAYER_SCALE * head / mean) for name, kernel in adapted.items()}
 
 
-def _bootstrap(targets: NDArray[np.int64], rng: np.random.Generator) -> Floats:
-    """Draw samples with replacement, as many of each class as there are; return their weights, which sum to one."""
+def _checked_groups(groups: Sequence[Label] | NDArray[Any] | None, n_samples: int) -> Sequence[Label]:
+    """Return what each sample is a part of; by default of nothing but itself."""
+    if groups is None:
+        return range(n_samples)
+    listed = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else groups
+    if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != n_samples:
+        got = f"{len(listed)} entries" if isinstance(listed, Sized) else type(groups).__name__
+        raise InvalidDataError(
+            f"The 'groups' parameter must have one entry for each of the {n_samples} samples of the unknown data, in "
+            f"their order. Got {got}."
+        )
+    return listed
+
+
+def _bootstrap(targets: NDArray[np.int64], groups: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    """Draw the groups of each class with replacement, as many as there are; return weights, which sum to one."""
     weights = np.zeros((N_RESAMPLES, len(targets)))
     for target in range(int(targets.max()) + 1):
         rows = np.flatnonzero(targets == target)
-        weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=N_RESAMPLES)
+        units, unit = np.unique(groups[rows], return_inverse=True)
+        drawn = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), size=N_RESAMPLES)[:, unit]
+        weights[:, rows] = drawn * (len(rows) / drawn.sum(axis=1, keepdims=True))
     return weights / len(targets)
