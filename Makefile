@@ -9,7 +9,7 @@ BENCH := .venv-bench
 ZOO := .venv-zoo
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser lint bench bench-advice bench-advice-again bench-inversion zoo example-text readme build clean
+.PHONY: help install study test test-vision test-browser test-cuda lint bench bench-advice bench-advice-again bench-inversion zoo example-text readme build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ $(VISION)/.ready: pyproject.toml constraints-vision.txt
 	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --upgrade pip
 	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --group test --editable '.[vision]'
 	@touch $@
+
+test-cuda: $(READY)  ## run the tests that need a GPU, with the torch that is installed for it
+	$(BIN)/python -m pytest -m cuda
 
 lint: $(READY)  ## check style (ruff) and types (mypy, strict)
 	$(BIN)/ruff check .

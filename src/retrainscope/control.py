@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from retrainscope.lending import copy_model
+from retrainscope.lending import copy_model, model_place
 
 __all__ = ["untrained_copy"]
 
@@ -29,7 +29,8 @@ def untrained_copy(model: nn.Module, *, seed: int, keep: str | None = None) -> n
     nn.Module
         A copy in evaluation mode, on the same device.
     """
-    copied = copy_model(model)
+    home, _ = model_place(model)
+    copied = copy_model(model).cpu()  # where the same is drawn for every device
     kept = set() if keep is None else set(copied.get_submodule(keep).modules())
     torch.manual_seed(seed)
     before = {name: parameter.detach().clone() for name, parameter in copied.named_parameters()}
@@ -48,9 +49,9 @@ def untrained_copy(model: nn.Module, *, seed: int, keep: str | None = None) -> n
                 parameter.copy_(before[name])  # a module that shares it may have reset it
             elif torch.equal(parameter, before[name]):
                 parameter.copy_(_shuffled(parameter))
-    return copied.eval()
+    return copied.eval().to(home)
 
 
 def _shuffled(tensor: Tensor) -> Tensor:
-    order = torch.randperm(tensor.numel()).to(tensor.device)
+    order = torch.randperm(tensor.numel())
     return tensor.flatten()[order].reshape(tensor.shape)

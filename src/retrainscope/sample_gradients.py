@@ -109,7 +109,8 @@ def sample_gradients(
         if found is None:
             each = [_gradients(model, rows_of(inputs, i, i + 1), targets[i : i + 1], objective, asked) for i in rows]
             found = {name: torch.stack([gradients[name] for gradients in each]) for name in asked}
-        yield {layer: _joined([found[name] for name in names], (len(rows),)) for layer, names in owned.items()}
+        place = targets.device
+        yield {layer: _joined([found[name] for name in names], (len(rows),), place) for layer, names in owned.items()}
 
 
 def summed_gradient(
@@ -145,7 +146,8 @@ def summed_gradient(
     """
     asked = _asked(model, parameters)
     found = _gradients(model, inputs, targets, objective, asked)
-    return {layer: _joined([found[name] for name in names], ()) for layer, names in _owned(asked, parameters).items()}
+    owned = _owned(asked, parameters).items()
+    return {layer: _joined([found[name] for name in names], (), targets.device) for layer, names in owned}
 
 
 def _at_once(
@@ -230,10 +232,10 @@ def _outputs(model: nn.Module, returned: Any, n_samples: int) -> Tensor:
     return output
 
 
-def _joined(gradients: list[Tensor], rows: tuple[int, ...]) -> Tensor:
+def _joined(gradients: list[Tensor], rows: tuple[int, ...], device: torch.device) -> Tensor:
     """Flatten gradients after the axis of the samples, if there is one, and put one after the other."""
     flat = [gradient.reshape(*rows, math.prod(gradient.shape[len(rows) :])) for gradient in gradients]
-    return torch.cat(flat, dim=-1) if flat else torch.zeros(*rows, 0)
+    return torch.cat(flat, dim=-1) if flat else torch.zeros(*rows, 0, device=device)
 
 
 @contextmanager

@@ -1,0 +1,138 @@
+"""The same on a GPU as on the processor, and the model left as it was there too; needs CUDA (make test-cuda)."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers import unchanged
+from networks import classifier, samples
+from torch import Tensor, nn
+
+import retrainscope as rs
+from retrainscope import criteria
+
+pytestmark = pytest.mark.cuda
+
+ESTIMATORS = {
+    rs.ActivationSpread: {},
+    rs.GradientInverter: {"max_iter": 20, "samples_per_class": 10},
+    rs.LayerDecoderProbe: {"max_epochs": 3},
+    rs.TangentProbe: {},
+    criteria.EmpiricalFisher: {},
+    criteria.GradientSignalToNoise: {},
+    criteria.HScore: {},
+    criteria.HiddenStateVariability: {},
+    criteria.KNNProbe: {},
+    criteria.LinearProbe: {},
+    criteria.LogME: {},
+    criteria.RelativeGradientNorm: {},
+    criteria.SpectrumSNR: {},
+    criteria.TransRate: {},
+}
+every_estimator = pytest.mark.parametrize("kind", ESTIMATORS, ids=lambda kind: kind.__name__)
+
+
+def conv_net() -> nn.Sequential:
+    """Convolutions with batch normalisation, a transformer layer on the places, dropout; in training mode."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(2)),
+        *(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Flatten(), nn.Linear(256, 4)),
+    )
+
+
+def images(classes: tuple[int, ...] = (0, 1), *, n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Make images of a bright row each, by class."""
+    y = torch.tensor(classes)[torch.arange(n) % len(classes)]
+    X = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    X[torch.arange(n), 0, y] += 2
+    return X, y
+
+
+def placed(pair: tuple[Tensor, object]) -> tuple[Tensor, object]:
+    """Put the inputs on the GPU."""
+    return pair[0].cuda(), pair[1]
+
+
+def scored(kind: type, model: nn.Module, *, device: str | None = None, on_gpu: bool = False) -> rs.LayerScores:
+    """Fit on two classes and score the same in another place, as all estimators can."""
+    known, unknown = samples(), (samples(seed=1)[0].flip(1), samples(seed=1)[1])
+    if on_gpu:
+        known, unknown = placed(known), placed(unknown)
+    return kind(model, random_state=0, device=device, **ESTIMATORS[kind]).fit(known).score_layers(unknown)
+
+
+@every_estimator
+def test_scores_are_those_of_the_processor(kind):
+    """A copy on the GPU, a model that lies there, and data that does give the scores that the processor gives."""
+    model = classifier(dtype=torch.float64)
+    expected = scored(kind, model)
+    there = copy.deepcopy(model).cuda()
+    # Training and descent go their own way from the last digits on, so that those are only near.
+    near = 0.05 if kind in (rs.GradientInverter, rs.LayerDecoderProbe) else 1e-6
+    for found in (scored(kind, model, device="cuda"), scored(kind, there), scored(kind, there, on_gpu=True)):
+        np.testing.assert_allclose(found.values, expected.values, atol=near)
+        assert found.classes == expected.classes
+
+
+@every_estimator
+def test_a_model_on_the_gpu_is_left_as_it_was(kind):
+    """Parameters, buffers, flags, hooks and all random states are what they were, those of the GPU too."""
+    model = classifier(dtype=torch.float64).cuda()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    state = torch.cuda.get_rng_state_all()
+    with unchanged(model):
+        scored(kind, model)
+    assert all(torch.equal(one, other) for one, other in zip(state, torch.cuda.get_rng_state_all(), strict=True))
+
+
+def test_advice_is_that_of_the_processor():
+    """Of an image network the advice is the same, and the needs are, but for the precision of single floats."""
+    model = conv_net()
+    known, unknown = images(), images((2, 3), seed=1)
+    here = rs.recommend_layers(model, known, unknown, random_state=0)
+    with unchanged(model):
+        there = rs.recommend_layers(model, known, unknown, random_state=0, device="cuda")
+    assert (there.layers, there.verdict) == (here.layers, here.verdict)
+    np.testing.assert_allclose([row.need for row in there.table], [row.need for row in here.table], atol=0.02)
+
+
+def test_a_sweep_runs_on_the_gpu():
+    """A model that lies on the GPU is swept there and left as it was; what it forgets and learns is told as usual."""
+    model = conv_net().cuda()
+    with unchanged(model):
+        sweep = rs.sweep_layers(
+            model, images(), placed(images((2, 3), n=120, seed=1)), steps=60, n_seeds=1, random_state=0
+        )
+    assert sweep.mean_accuracy["all"] > 0.8
+    assert sweep.policies[0] == "head"
+
+
+def test_train_only_on_the_gpu():
+    """Frozen tensors and batch statistics stay bit for bit what they were; the others are trained."""
+    model = conv_net().cuda().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    X, y = images((0, 1), seed=2)
+    with rs.train_only(model, ["4", "11"]) as parameters:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(X.cuda()), y.cuda()).backward()
+            optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"4.weight", "4.bias", "11.weight", "11.bias"}
+
+
+def test_inversion_and_comparison_on_the_gpu():
+    """Inputs are rebuilt, and layers compared, from a copy on the GPU."""
+    model, (X, _) = conv_net(), images(n=8)
+    found = rs.invert_layers(model, X, ["0"], device="cuda", random_state=0)
+    assert float(found["0"].input_error.mean()) < 0.05
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed[4].weight.copy_(torch.randn_like(changed[4].weight))
+    like = criteria.compare_layers(model, changed, images()[0], layers=["0", "4"], device="cuda")
+    np.testing.assert_allclose(like.values[0], 1, atol=1e-5)
+    assert like.values[1] < 0.99
