@@ -22,7 +22,8 @@ from retrainscope.exceptions import (
     ResultFormatError,
     UnsupportedModelError,
 )
-from retrainscope.recommendation import DEFAULT_THRESHOLD, advise, combine
+from retrainscope.recommendation import DEFAULT_THRESHOLD
+from retrainscope.verdicts import advise, combine
 
 NAN = float("nan")
 

@@ -101,6 +101,8 @@ class Recommendation:
         Why it is undecided, where that can be told; else empty.
     notes : tuple of str
         What to know about the advice.
+    trial : LayerSweep, optional
+        What the advice and its alternatives gave where they were tried out.
     """
 
     layers: tuple[str, ...]
@@ -116,6 +118,7 @@ class Recommendation:
     forecast: Forecast | None = None
     reason: str = ""
     notes: tuple[str, ...] = ()
+    trial: LayerSweep | None = None
 
     def __str__(self) -> str:
         return f"{self.as_table()}\n\n{self.summary()}"

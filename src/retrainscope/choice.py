@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from retrainscope.forecast import Forecast
 from retrainscope.policies import NONE
 from retrainscope.scores import CONFIDENCE, TAILS
+from retrainscope.trials import LayerSweep
 
-__all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose"]
+__all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose", "confirm"]
 
 # Chosen on the tuning tasks of the benchmark; see docs/advice.md.
 DEFAULT_TOLERANCE = 0.01  # of the squared error: a smaller set that is no worse than that is good enough
@@ -87,3 +88,25 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
             f"{policy} is nearest). Give more samples, better fifty of every class.",
         )
     return Choice(policy)
+
+
+def confirm(choice: Choice, sweep: LayerSweep) -> Choice:
+    """Keep a choice unless another policy was clearly better when both were tried.
+
+    Parameters
+    ----------
+    choice : Choice
+        Of a policy that the sweep tried.
+    sweep : LayerSweep
+
+    Returns
+    -------
+    Choice
+        Of those whose gain in accuracy has its whole 90 % interval above 0 the best; of equal ones the smallest.
+    """
+    assert choice.policy is not None
+    draws = np.nan_to_num(sweep.draws, nan=-1.0)  # diverged: worse than all others
+    gains = draws - draws[:, [sweep.row_of(choice.policy)]]
+    better = np.flatnonzero(np.quantile(gains, TAILS[0], axis=0) > 0)
+    best = max(better, key=lambda row: (gains[:, row].mean(), -sweep.share(sweep.policies[row])), default=None)
+    return choice if best is None else Choice(sweep.policies[best])

@@ -1,7 +1,6 @@
 """`recommend_layers`: from the scores to advice."""
 
-import importlib.metadata
-import platform
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -12,29 +11,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from retrainscope.advice import KEEP, RETRAIN, UNDECIDED, LayerAdvice, Recommendation
+from retrainscope.advice import Recommendation
 from retrainscope.base import LayerEstimator, check_same_shape
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
 from retrainscope.checks import check_number
-from retrainscope.choice import DEFAULT_TOLERANCE, Choice, choose
-from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.choice import DEFAULT_TOLERANCE, Choice, choose, confirm
+from retrainscope.exceptions import InvalidDataError, RetrainscopeError, UnsupportedModelError
 from retrainscope.forecast import Forecast
-from retrainscope.layers import Layers
 from retrainscope.lending import borrow, model_place
-from retrainscope.policies import NONE
-from retrainscope.scores import LayerScores
+from retrainscope.policies import ALL, NONE
 from retrainscope.spread import ActivationSpread
+from retrainscope.sweep import sweep_layers
 from retrainscope.tangent import TangentProbe
+from retrainscope.trials import LayerSweep
+from retrainscope.verdicts import advise, allowed_policies, combine
 
-__all__ = ["DEFAULT_THRESHOLD", "advise", "combine", "recommend_layers"]
+__all__ = ["DEFAULT_THRESHOLD", "recommend_layers"]
 
 # In nats, for the spread: the rule that came nearest to the best choice on ten MNIST tasks.
 DEFAULT_THRESHOLD = 0.15
-_FEWEST_RANKED = 4  # layers, below which one order or another means nothing
-_AS_SIZES = (
-    "Note: the needs rank the layers exactly as their parameter counts do, so that they say no more than "
-    "that larger layers can learn more."
-)
 
 
 def recommend_layers(
@@ -51,6 +46,7 @@ def recommend_layers(
     tolerance: float | None = None,
     budget: Mapping[str, float] | None = None,
     groups: Sequence[Label] | NDArray[Any] | None = None,
+    trial: Mapping[str, Any] | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -90,6 +86,11 @@ def recommend_layers(
     groups : sequence of n_samples labels, optional
         For the forecast: what each sample of the unknown data is a part of (a video, a patient, a photograph), in the
         order of the data. Near copies foretell each other, so that without it too little is advised.
+    trial : mapping, optional
+        Try the forecast's choice out: options of `sweep_layers` such as ``{"steps": 300, "learning_rates": (1e-3,)}``,
+        best those of your own training; ``{}`` takes its defaults, and one seed. A part of the unknown data is held
+        out, and copies of the model are trained on the rest: by what is advised, by the head alone and by everything.
+        Advised is then what was clearly better, if anything was. Costs these three trainings for each learning rate.
     batch_size, device, random_state, progress
         As in `TangentProbe`, for the default estimators. Estimators that are given keep their own.
 
@@ -118,15 +119,16 @@ def recommend_layers(
     if tolerance is not None:
         check_number("tolerance", tolerance, whole=False, zero=True)
     limits = _checked_budget(budget)
+    _check_trial(trial)
     chosen = (layers, head, input_layer, calls)
     if estimators is not None:
         if any(option is not None for option in chosen):
             raise InvalidDataError(
                 "With estimators=, give layers, head, input_layer and calls to the estimators themselves."
             )
-        if tolerance is not None or limits or groups is not None:
+        if tolerance is not None or limits or groups is not None or trial is not None:
             raise InvalidDataError(
-                "tolerance=, budget= and groups= are for the forecast. Leave them out with estimators=."
+                "tolerance=, budget=, groups= and trial= are for the forecast. Leave them out with estimators=."
             )
         _check_estimators(estimators, model)
     home, dtype = model_place(model)
@@ -158,10 +160,10 @@ def recommend_layers(
                 notes.append(f"There is no forecast: {error}")
         else:
             notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
-        if probe is None and (limits or groups is not None):
+        if probe is None and (limits or groups is not None or trial is not None):
             raise InvalidDataError(
-                "budget= and groups= are for the forecast, which needs unknown data with labels of at least two "
-                "classes and a model that returns one row of class scores a sample. Leave them out."
+                "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least "
+                "two classes and a model that returns one row of class scores a sample. Leave them out."
             )
     scores, found = [], []
     for estimator in estimators:
@@ -185,223 +187,21 @@ def recommend_layers(
     else:
         tolerance = DEFAULT_TOLERANCE if tolerance is None else float(tolerance)
         forecast = probe.forecast_
-        choice = choose(forecast, tolerance, allowed=_allowed(forecast, found[0], limits))
+        allowed = allowed_policies(forecast, found[0], limits)
+        choice, sweep = choose(forecast, tolerance, allowed=allowed), None
+        if trial is not None and choice.policy is not None:
+            options |= {"layers": found[0].names, "head": found[0].head, "batch_size": 32, "n_seeds": 1, **trial}
+            tried = _to_try(choice, forecast, allowed)
+            try:
+                sweep = sweep_layers(model, known, unknown, policies=tried, **options)
+            except RetrainscopeError as error:  # for which the forecast must not be lost
+                notes.append(f"It could not be tried out: {error}")
+            else:
+                before, choice = choice, confirm(choice, sweep)
+                notes.append(_trial_text(sweep, before, choice))
         advice = advise(scores, found[0], forecast, choice, novel=novel, threshold=threshold, estimators=settings)
+        advice = replace(advice, trial=sweep)
     return replace(advice, notes=(*notes, *advice.notes))
-
-
-def combine(
-    scores: Sequence[LayerScores],
-    layers: Layers,
-    *,
-    novel: bool | None,
-    threshold: float,
-    estimators: tuple[str, ...] = (),
-) -> Recommendation:
-    """Turn scores into advice.
-
-    Parameters
-    ----------
-    scores : sequence of LayerScores
-        Of the same layers; one an estimator.
-    layers : Layers
-        What each layer owns.
-    novel : bool or None
-        Whether the unknown data has classes that the known data lacks; None without labels.
-    threshold : float
-        In nats.
-    estimators : tuple of str
-        Their settings, to be kept with the result.
-
-    Returns
-    -------
-    Recommendation
-    """
-    needs, intervals = _pooled([s.values for s in scores], [s.interval for s in scores])
-    one_sided = all(s.one_sided for s in scores)
-    verdicts = []
-    for place, interval in enumerate(intervals):
-        single = {_verdict(s.interval[place], threshold) for s in scores}
-        verdict = UNDECIDED if {KEEP, RETRAIN} <= single else _verdict(interval, threshold)
-        verdicts.append(UNDECIDED if verdict == KEEP and one_sided else verdict)
-    if novel or RETRAIN in verdicts:
-        head_verdict = RETRAIN
-    elif novel is None or UNDECIDED in verdicts:
-        head_verdict = UNDECIDED
-    else:
-        head_verdict = KEEP
-    return _recommendation(
-        scores,
-        layers,
-        verdicts=verdicts,
-        head_verdict=head_verdict,
-        verdict=_whole_verdict(verdicts, novel),
-        needs=needs,
-        intervals=intervals,
-        threshold=threshold,
-        estimators=estimators,
-        judged=scores,
-    )
-
-
-def advise(
-    scores: Sequence[LayerScores],
-    layers: Layers,
-    forecast: Forecast,
-    choice: Choice,
-    *,
-    novel: bool | None,
-    threshold: float,
-    estimators: tuple[str, ...] = (),
-) -> Recommendation:
-    """Turn what a forecast speaks for into advice.
-
-    Parameters
-    ----------
-    scores : sequence of LayerScores
-        First those of the forecast, then others of the same layers.
-    layers : Layers
-        What each layer owns.
-    forecast : Forecast
-    choice : Choice
-    novel : bool or None
-        Whether the unknown data has classes that the known data lacks; None if that cannot be told.
-    threshold : float
-        In nats, for the agreement of the estimators.
-    estimators : tuple of str
-        Their settings, to be kept with the result.
-
-    Returns
-    -------
-    Recommendation
-    """
-    if choice.policy is None:
-        verdicts = [UNDECIDED] * len(layers.names)
-        head_verdict, verdict = RETRAIN if novel else UNDECIDED, UNDECIDED
-    else:
-        trained = forecast.trained[forecast.row_of(choice.policy)]
-        verdicts = [RETRAIN if name in trained else KEEP for name in layers.names]
-        head_verdict = KEEP if choice.policy == NONE else RETRAIN
-        verdict = NONE if choice.policy == NONE else _whole_verdict(verdicts, True)
-    advice = _recommendation(
-        scores,
-        layers,
-        verdicts=verdicts,
-        head_verdict=head_verdict,
-        verdict=verdict,
-        needs=scores[0].values,
-        intervals=scores[0].interval,
-        threshold=threshold,
-        estimators=estimators,
-        judged=scores[1:],
-    )
-    notes = (_AS_SIZES,) if _ranks_as_sizes(scores[0], layers) else ()
-    return replace(advice, forecast=forecast, reason=choice.reason, notes=notes)
-
-
-def _recommendation(
-    scores: Sequence[LayerScores],
-    layers: Layers,
-    *,
-    verdicts: Sequence[str],
-    head_verdict: str,
-    verdict: str,
-    needs: NDArray[np.float64],
-    intervals: NDArray[np.float64],
-    threshold: float,
-    estimators: tuple[str, ...],
-    judged: Sequence[LayerScores],
-) -> Recommendation:
-    """Put the table together; agreement is that of the scores that are judged."""
-    names = _unique([s.estimator for s in scores])
-    total = sum(layers.n_parameters.values())
-    retrained = tuple(name for name, word in zip(layers.names, verdicts, strict=True) if word == RETRAIN)
-
-    def advice(name: str, word: str, place: int | None) -> LayerAdvice:
-        measured = [] if place is None else list(zip(names, scores, strict=True))
-        single = [] if place is None else [_verdict(s.interval[place], threshold) for s in judged]
-        return LayerAdvice(
-            name=name,
-            verdict=word,
-            need=np.nan if place is None else float(needs[place]),
-            interval=(np.nan, np.nan) if place is None else _pair(intervals[place]),
-            needs={n: float(s.values[place]) for n, s in measured},
-            intervals={n: _pair(s.interval[place]) for n, s in measured},
-            n_parameters=layers.n_parameters[name],
-            share=layers.n_parameters[name] / total,
-            parameters=layers.parameters[name],
-            buffers=layers.buffers[name],
-            agreement=float(np.mean([one == word for one in single])) if single and word != UNDECIDED else np.nan,
-        )
-
-    classes = max((s.classes for s in scores), key=len)
-    split = [s for s in scores if s.classes == classes]  # some tell classes apart only where the known data has labels
-    _, class_intervals = _pooled([s.per_class for s in split], [s.per_class_interval for s in split])
-    return Recommendation(
-        layers=retrained,
-        head=advice(layers.head, head_verdict, None),
-        verdict=verdict,
-        per_class={
-            label: tuple(
-                name
-                for name, interval in zip(layers.names, class_intervals[row], strict=True)
-                if _verdict(interval, threshold) == RETRAIN
-            )
-            for row, label in enumerate(classes)
-        },
-        table=tuple(
-            advice(name, word, place) for place, (name, word) in enumerate(zip(layers.names, verdicts, strict=True))
-        ),
-        scores=tuple(scores),
-        cost=_cost(layers, retrained, with_head=head_verdict == RETRAIN),
-        threshold=threshold,
-        estimators=estimators,
-        versions={
-            **{name: importlib.metadata.version(name) for name in ("retrainscope", "torch", "numpy", "scikit-learn")},
-            "python": platform.python_version(),
-        },
-    )
-
-
-def _verdict(interval: NDArray[np.float64], threshold: float) -> str:
-    low, high = interval
-    if low > threshold:
-        return RETRAIN
-    return KEEP if high < threshold else UNDECIDED
-
-
-def _whole_verdict(verdicts: Sequence[str], novel: bool | None) -> str:
-    """Name the region of the network that the layers to retrain lie in: all from one up, or by their mean place."""
-    places = [place for place, verdict in enumerate(verdicts) if verdict == RETRAIN]
-    if not places:
-        return UNDECIDED if UNDECIDED in verdicts else "head" if novel else "none"
-    if len(places) == len(verdicts):
-        return "all"
-    if places == [*range(places[0], len(verdicts))]:
-        return "upper"
-    middle = float(np.mean(places)) / (len(verdicts) - 1)
-    return "lower" if middle < 1 / 3 else "upper" if middle > 2 / 3 else "middle"
-
-
-def _cost(layers: Layers, retrained: tuple[str, ...], *, with_head: bool) -> dict[str, float]:
-    """Compare parameters and backward work with training everything.
-
-    Backward, every trained layer costs its forward work once for its weights, and every layer above the
-    lowest trained one once more for the gradient that passes through it.
-    """
-    order = [*layers.names, layers.head]
-    trained = set(retrained) | ({layers.head} if with_head else set())
-
-    def backward(chosen: set[str]) -> int:
-        places = [place for place, name in enumerate(order) if name in chosen]
-        weights = sum(layers.flops[name] for name in chosen)
-        return weights + sum(layers.flops[name] for name in order[min(places) + 1 :]) if places else 0
-
-    everything = set(order)
-    return {
-        "parameters": sum(layers.n_parameters[name] for name in trained) / sum(layers.n_parameters.values()),
-        "backward": backward(trained) / max(1, backward(everything)),
-    }
 
 
 def _checked_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
@@ -420,40 +220,29 @@ def _checked_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
     return {name: float(share) for name, share in budget.items()}
 
 
-def _allowed(forecast: Forecast, layers: Layers, limits: dict[str, float]) -> NDArray[np.bool_] | None:
-    """Tell which policies keep within a budget."""
-    if not limits:
-        return None
-    costs = [_cost(layers, trained, with_head=True) for trained in forecast.trained]
-    allowed = np.array([all(cost[name] <= most for name, most in limits.items()) for cost in costs])
-    if not allowed.any():
-        least = {name: min(cost[name] for cost in costs) for name in limits}
+def _check_trial(trial: Mapping[str, Any] | None) -> None:
+    """Refuse what is no option of a sweep, or is given to `recommend_layers` itself."""
+    if trial is None:
+        return
+    own = {*inspect.signature(recommend_layers).parameters, "test", "policies"} - {"batch_size"}
+    options = [name for name in inspect.signature(sweep_layers).parameters if name not in own]
+    wrong = [*trial] if not isinstance(trial, Mapping) else [name for name in trial if name not in options]
+    if wrong:
         raise InvalidDataError(
-            f"The budget {limits} leaves nothing to train: the head alone takes "
-            f"{', '.join(f'{share:.2%} of the {name}' for name, share in least.items())}. Give more."
+            f"The 'trial' parameter must be a mapping of options of sweep_layers: {', '.join(options)}. Got {wrong!r}."
         )
-    return allowed
 
 
-def _ranks_as_sizes(scores: LayerScores, layers: Layers) -> bool:
-    """Tell whether the needs put the layers in the same order as their parameter counts."""
-    sizes = np.array([layers.n_parameters[name] for name in scores.layers])
-    if len(sizes) < _FEWEST_RANKED or len(set(sizes.tolist())) < len(sizes):
-        return False
-    return bool((np.argsort(scores.values) == np.argsort(sizes)).all())
+def _to_try(choice: Choice, forecast: Forecast, allowed: NDArray[np.bool_] | None) -> list[tuple[str, ...]]:
+    """Return what is tried beside the head alone: what the forecast speaks for, and everything if it is allowed."""
+    rows = [forecast.row_of(choice.policy or NONE), forecast.policies.index(ALL)]
+    return [forecast.trained[row] for row in rows if allowed is None or allowed[row]]
 
 
-def _pooled(
-    needs: Sequence[NDArray[np.float64]], intervals: Sequence[NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average over the estimators, the surer ones weighing more; an estimator without a value has no say."""
-    stacked = np.concatenate([np.stack(needs)[..., None], np.stack(intervals)], axis=-1)
-    width = np.maximum(stacked[..., 2] - stacked[..., 1], 1e-6)
-    there = np.isfinite(stacked).all(axis=-1)
-    weights = np.where(there, 1 / np.square(width), 0)[..., None]
-    with np.errstate(invalid="ignore"):
-        pooled = (weights * np.where(there[..., None], stacked, 0)).sum(axis=0) / weights.sum(axis=0)
-    return pooled[..., 0], pooled[..., 1:]
+def _trial_text(sweep: LayerSweep, before: Choice, after: Choice) -> str:
+    results = ", ".join(f"{policy} {accuracy:.1%}" for policy, accuracy in sweep.mean_accuracy.items())
+    text = f"Tried out on {sweep.n_samples[2]} samples that were held out: {results}."
+    return text if after == before else f"{text} The forecast spoke for {before.policy}, which was clearly worse."
 
 
 def _has_classes(batches: Batches) -> bool:
@@ -496,11 +285,3 @@ def _check_estimators(estimators: Sequence[LayerEstimator], model: nn.Module) ->
 def _settings(estimator: LayerEstimator) -> str:
     settings = {k: v for k, v in estimator.get_params(deep=False).items() if k not in ("model", "progress")}
     return f"{type(estimator).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(names)]
-
-
-def _pair(interval: NDArray[np.float64]) -> tuple[float, float]:
-    return float(interval[0]), float(interval[1])
