@@ -20,11 +20,14 @@ def test_public_names():
         "Recommendation",
         "TangentProbe",
         "find_layers",
+        "freeze_rest",
         "invert_layers",
+        "param_groups",
         "recommend_layers",
         "sweep_layers",
         "trace_layers",
         "train_only",
+        "unfreeze",
     ]
     for name in retrainscope.__all__:
         assert getattr(retrainscope, name).__doc__

@@ -3,10 +3,11 @@
 from retrainscope.advice import LayerAdvice, Recommendation
 from retrainscope.decoding import LayerDecoderProbe
 from retrainscope.descent import Descent
-from retrainscope.finetuning import train_only
+from retrainscope.finetuning import freeze_rest, train_only, unfreeze
 from retrainscope.forecast import Forecast
 from retrainscope.inversion import GradientInverter
 from retrainscope.layers import Layers, find_layers
+from retrainscope.optimising import param_groups
 from retrainscope.recommendation import recommend_layers
 from retrainscope.reconstruction import InputSpace, Inversion, invert_layers
 from retrainscope.scores import LayerScores
@@ -31,9 +32,12 @@ __all__ = [
     "Recommendation",
     "TangentProbe",
     "find_layers",
+    "freeze_rest",
     "invert_layers",
+    "param_groups",
     "recommend_layers",
     "sweep_layers",
     "trace_layers",
     "train_only",
+    "unfreeze",
 ]

@@ -17,7 +17,7 @@ from retrainscope.lending import borrow, model_place
 from retrainscope.tokens import find_token_axes, unclear_tokens
 from retrainscope.tracing import check_calls, named_layers, run_layers
 
-__all__ = ["Layers", "find_layers"]
+__all__ = ["Layers", "find_layers", "is_norm"]
 
 _DRY_RUN_SAMPLES = 4
 _MOST_LAYERS, _FEWEST_LAYERS = 24, 8  # of those found by default
@@ -357,12 +357,12 @@ def _owners(run: DryRun, ends: dict[str, int], head: str, inside: dict[str, set[
         owner = next((name for name, end in ends.items() if end >= time), head)
         if user in inside[head]:
             owner = head
-        elif previous is not None and user not in inside[owner] and _is_norm(user):
+        elif previous is not None and user not in inside[owner] and is_norm(user):
             owner = previous
         owners[tensor] = previous = owner
     return owners
 
 
-def _is_norm(module: nn.Module) -> bool:
-    # There is no common base class of normalisations, and many are home-made: the class name tells.
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a normalisation: by its class name, since many are home-made and have no common base."""
     return "norm" in type(module).__name__.lower()

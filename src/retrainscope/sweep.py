@@ -18,7 +18,7 @@ from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
 from retrainscope.checkpoints import Checkpoint, check_checkpoint, fingerprint
 from retrainscope.checks import check_device, check_number
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
-from retrainscope.finetuning import training
+from retrainscope.freezing import training
 from retrainscope.heads import (
     check_classes,
     collect_head_inputs,
