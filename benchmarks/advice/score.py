@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sweeps import RESULTS
+from sweeps import RESULTS, SETTINGS
 from tasks import SEEDS, TASKS, Case, cases
 from tqdm import tqdm
 
@@ -42,6 +42,11 @@ FAST: dict[str, Make] = {
     "KNNProbe": criteria.KNNProbe,
     "SpectrumSNR": criteria.SpectrumSNR,
 }
+ADVISED: dict[str, dict[str, bool]] = {
+    "default": {},
+    "with a trial": {"trial": True},
+    "without labels": {"labels": False},
+}
 SLOW: dict[str, Make] = {
     "GradientInverter": lambda model, **options: rs.GradientInverter(model, samples_per_class=8, **options),
     "LayerDecoderProbe": rs.LayerDecoderProbe,
@@ -62,7 +67,7 @@ def main() -> None:
     chosen = [t for t in TASKS if args.purpose in (None, t.purpose) and re.search(args.only, t.key)]
     seeds = args.seeds[:1] if args.slow else args.seeds
     wanted = SLOW if args.slow else {} if args.default else FAST
-    own = set() if args.slow else {"default", "without labels"}
+    own = {} if args.slow else ADVISED
     with tqdm(total=len(seeds) * len(chosen)) as bar:
         for seed in seeds:
             left = [t for t in chosen if not {*own, *wanted} <= set(done.get(t.key, {}).get(str(seed), {}))]
@@ -70,21 +75,27 @@ def main() -> None:
             for task, case in cases(left, seed):
                 bar.set_postfix_str(f"{task.key}, seed {seed}")
                 found = done.setdefault(task.key, {}).setdefault(str(seed), {})
-                if own:
-                    found["default"] = advised(case, seed)
-                    found["without labels"] = advised(case, seed, labels=False)
+                for name, options in own.items():
+                    found[name] = found.get(name) or advised(case, seed, **options)
                 for name, make in wanted.items():
-                    found[name] = scored(make, case, seed)
+                    found[name] = found.get(name) or scored(make, case, seed)
                 write_text(args.out, json.dumps(done, indent=0) + "\n")
                 bar.update()
 
 
-def advised(case: Case, seed: int, *, labels: bool = True) -> dict[str, Any]:
-    """Return what recommend_layers says, as a policy of the sweep."""
+def advised(case: Case, seed: int, *, labels: bool = True, trial: bool = False) -> dict[str, Any]:
+    """Return what recommend_layers says, as a policy of the sweep; a trial is trained as the sweep is."""
     began = time.perf_counter()
     unknown, groups = (case.unknown, case.groups) if labels else (case.unknown[0], None)
     rec = rs.recommend_layers(
-        case.model, case.known, unknown, groups=groups, layers=case.layers, random_state=seed, progress=False
+        case.model,
+        case.known,
+        unknown,
+        groups=groups,
+        trial=SETTINGS | case.settings if trial else None,
+        layers=case.layers,
+        random_state=seed,
+        progress=False,
     )
     return {
         "seconds": round(time.perf_counter() - began, 3),

@@ -24,6 +24,12 @@ from retrainscope.tables import text_table
 
 N_DRAWS = 2000
 SPREAD_THRESHOLD = 0.15
+# By the name in the table: that of the stored scores.
+ADVISED = {
+    "recommend_layers": "default",
+    "recommend_layers, trial": "with a trial",
+    "recommend_layers, no labels": "without labels",
+}
 CLOSE = 0.5  # points of accuracy within which a policy counts as the best
 Record = dict[str, Any]
 Pick = Callable[[Record, Record], str | None]  # None: not scored with that seed
@@ -137,10 +143,10 @@ def spread_rule(sweep: Record, scores: Record) -> str | None:
 
 def ways(scores: Record) -> dict[str, Pick]:
     """Return every way to choose, by name."""
-    found = {"recommend_layers": advice("default"), "recommend_layers, no labels": advice("without labels")}
+    found = {way: advice(name) for way, name in ADVISED.items()}
     found["ActivationSpread > 0.15 and up"] = spread_rule
     for name in scores:
-        if name not in ("default", "without labels"):
+        if name not in ADVISED.values():
             found[f"{name}: top"] = top(name, "needs", up=False)
             found[f"{name}: top and up"] = top(name, "needs", up=True)
             if name not in ("TangentProbe", "ActivationSpread", "GradientInverter", "LayerDecoderProbe", "SpectrumSNR"):
@@ -208,12 +214,12 @@ def tables(purpose: str) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         numbers = np.array([measured(run, pick) for run in found])
         estimator, _, how = name.partition(":")
         what = "raw" if "unknown data alone" in name else "needs"
-        key = {"recommend_layers": "default"}.get(estimator, estimator.removesuffix(", unknown data alone"))
+        key = ADVISED.get(estimator, estimator.removesuffix(", unknown data alone"))
         rho = ["-", "-"]
-        if key in found[0].scores[0] and how in ("", " top"):
+        if key in found[0].scores[0] and how in ("", " top") and key not in ("with a trial", "without labels"):
             rho = [f"{np.nanmean([correlation(run, key, what) for run in some]):.2f}" for some in (found, apart)]
-        said = [s[key] for run in found for s in run.scores if key in s]
-        seconds = [record.get("seconds", np.nan) for record in said] if rho[0] != "-" else []
+        said = [s[key] for run in found for s in run.scores if key in s] if how in ("", " top") else []
+        seconds = [record.get("seconds", np.nan) for record in said]
         rows.append(
             (
                 numbers[:, 0].mean(),
@@ -234,12 +240,12 @@ def tables(purpose: str) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     title = f"{len(found)} {purpose} tasks, {n_seeds} seeds; {len(apart)} of them tell the layers apart"
     yield title, header, [row for _, row in sorted(rows, key=lambda row: row[0])]
     yield from _by_network(found)
-    yield "Checks", ["check", "result"], _checks(found)
+    yield "Checks", ["check", "recommend_layers", "with a trial"], _checks(found)
 
 
 def _by_network(found: list[Run]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     names = list(dict.fromkeys(run.key.split("/")[0] for run in found))
-    picks = {"recommend_layers": advice("default"), **fixed_rules()}
+    picks = {way: advice(name) for way, name in ADVISED.items()} | fixed_rules()
     rows = [
         [way, *(f"{np.mean([measured(r, pick)[0] for r in found if r.key.startswith(n + '/')]):.2f}" for n in names)]
         for way, pick in picks.items()
@@ -267,39 +273,34 @@ def _by_network(found: list[Run]) -> Iterator[tuple[str, list[str], list[list[st
 
 
 def _checks(found: list[Run]) -> list[list[str]]:
-    said = [(run, scores["default"]) for run in found for scores in run.scores if "default" in scores]
-    null = [record["verdict"] == "none" for run, record in said if run.kind == "null"]
-    undecided = [record["verdict"] == "undecided" for _, record in said]
+    """Return what the advice must keep to, without and with a trial."""
+    by_way = [_checks_of(found, name) for way, name in ADVISED.items() if way != "recommend_layers, no labels"]
+    return [[check, *(column[check] for column in by_way)] for check in by_way[0]]
+
+
+def _checks_of(found: list[Run], name: str) -> dict[str, str]:
+    said = [(run, sweep, scores[name]) for run in found for sweep, scores in run.pairs() if name in scores]
+    null = [record["verdict"] == "none" for run, _, record in said if run.kind == "null"]
+    undecided = [record["verdict"] == "undecided" for _, _, record in said]
     contains = []
-    for run in found:
-        if run.kind == "damage":
-            block = run.key.split()[-1]
-            best = run.policies[int(run.accuracy().mean(axis=0).argmax())]
-            if block in run.sweeps[0]["policies"][best]["trained"]:
-                contains += [
-                    block in s["default"]["layers"] and len(s["default"]["layers"]) < len(run.layers)
-                    for s in run.scores
-                    if "default" in s
-                ]
-    ratios: dict[str, list[float]] = {}
-    for run in found:
-        for sweep, scores in run.pairs():
-            if "default" not in scores:
-                continue
-            total = sum(policy["seconds"] for policy in sweep["policies"].values())
-            ratios.setdefault(run.key.split("/")[0], []).append(scores["default"]["seconds"] / total)
-    return [
-        ["held-out known data gets the verdict none", f"{sum(null)} of {len(null)}"],
-        [
-            "the advice has the damaged layer and is not everything, where the best policy has it",
-            f"{sum(contains)} of {len(contains)}",
-        ],
-        ["undecided", f"{sum(undecided)} of {len(undecided)}"],
-        *(
-            [f"time of the advice, as a share of a sweep with one seed: {network}", f"{np.median(values):.1%}"]
+    for run, _, record in said:
+        best = run.policies[int(run.accuracy().mean(axis=0).argmax())]
+        block = run.key.split()[-1]
+        if run.kind == "damage" and block in run.sweeps[0]["policies"][best]["trained"]:
+            contains.append(block in record["layers"] and len(record["layers"]) < len(run.layers))
+    ratios: dict[str, list[float]] = {run.key.split("/")[0]: [] for run in found}
+    for run, sweep, record in said:
+        total = sum(policy["seconds"] for policy in sweep["policies"].values())
+        ratios[run.key.split("/")[0]].append(record["seconds"] / total)
+    return {
+        "held-out known data gets the verdict none": f"{sum(null)} of {len(null)}",
+        "the damaged layer is advised, not everything, where the best policy has it": f"{sum(contains)} of {len(contains)}",
+        "undecided": f"{sum(undecided)} of {len(undecided)}",
+        **{
+            f"time, as a share of a sweep with one seed: {network}": f"{np.median(values):.1%}" if values else "-"
             for network, values in ratios.items()
-        ),
-    ]
+        },
+    }
 
 
 def main() -> None:
