@@ -294,7 +294,8 @@ def _checks_of(found: list[Run], name: str) -> dict[str, str]:
         ratios[run.key.split("/")[0]].append(record["seconds"] / total)
     return {
         "held-out known data gets the verdict none": f"{sum(null)} of {len(null)}",
-        "the damaged layer is advised, not everything, where the best policy has it": f"{sum(contains)} of {len(contains)}",
+        "the damaged layer is advised, not everything, where the best policy has it": f"{sum(contains)} of "
+        f"{len(contains)}",
         "undecided": f"{sum(undecided)} of {len(undecided)}",
         **{
             f"time, as a share of a sweep with one seed: {network}": f"{np.median(values):.1%}" if values else "-"
