@@ -37,7 +37,7 @@ test-vision: $(VISION)/.ready  ## run the tests that need torchvision, in an env
 $(VISION)/.ready: pyproject.toml constraints-vision.txt
 	$(PYTHON) -m venv $(VISION)
 	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --upgrade pip
-	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --group test --editable '.[vision]'
+	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --group test-vision --editable '.[vision]'
 	@touch $@
 
 test-cuda: $(READY)  ## run the tests that need a GPU, with the torch that is installed for it

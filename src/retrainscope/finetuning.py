@@ -12,7 +12,7 @@ from retrainscope.freezing import freeze, give_back, is_frozen, training
 from retrainscope.lending import model_place
 from retrainscope.tracing import named_layers
 
-__all__ = ["freeze_rest", "tensors_to_train", "train_only", "unfreeze"]
+__all__ = ["freeze_rest", "rows_to_train", "tensors_to_train", "train_only", "unfreeze"]
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
@@ -169,20 +169,32 @@ def tensors_to_train(model: nn.Module, layers: Recommendation | Iterable[str]) -
         for layer, names in named.items()
     }
     if not any(name in parameters for names in found.values() for name in names):
-        undecided = isinstance(layers, Recommendation) and UNDECIDED in (layers.verdict, layers.head.verdict)
-        reason = "the advice is undecided" if undecided else "no layer with parameters is advised or named"
-        raise InvalidDataError(
-            f"Nothing is to be trained: {reason}. Use the model as it is, or name what to train: "
-            "train_only(model, [names])."
-        )
+        raise _nothing_to_train(layers)
     return found
+
+
+def rows_to_train(advice: Recommendation) -> list[LayerAdvice]:
+    """Return what is advised to train, the head last, or refuse advice to train nothing."""
+    rows = [row for row in advice.table if row.name in advice.layers]
+    rows += [advice.head] if advice.head.verdict == RETRAIN else []
+    if not any(row.parameters for row in rows):
+        raise _nothing_to_train(advice)
+    return rows
+
+
+def _nothing_to_train(layers: Recommendation | Iterable[str]) -> InvalidDataError:
+    undecided = isinstance(layers, Recommendation) and UNDECIDED in (layers.verdict, layers.head.verdict)
+    reason = "the advice is undecided" if undecided else "no layer with parameters is advised or named"
+    return InvalidDataError(
+        f"Nothing is to be trained: {reason}. Use the model as it is, or name what to train: "
+        "train_only(model, [names])."
+    )
 
 
 def _advised(
     advice: Recommendation, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> dict[str, list[str]]:
-    rows = [row for row in advice.table if row.name in advice.layers]
-    rows += [advice.head] if advice.head.verdict == RETRAIN else []
+    rows = rows_to_train(advice)
 
     def fits(row: LayerAdvice) -> bool:
         return all(name in parameters for name in row.parameters)
