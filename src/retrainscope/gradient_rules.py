@@ -21,11 +21,15 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNo
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module: what went in, what came out, and the gradient of what is differentiated there."""
+    """One call of a module: what went in, what came out, and the gradient of what is differentiated there.
+
+    What the rule for the weight makes of the inputs is kept, where it is the same for every gradient.
+    """
 
     inputs: Tensor
     output: Tensor
     gradient: Tensor | None = None
+    prepared: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Rule:
         for call in calls:
             assert call.gradient is not None
             fits = len(call.gradient) % n_samples == 0 and call.gradient.ndim >= self._least_axes()
-            rows = self._of_call(call.inputs, call.gradient) if fits else None
+            rows = self._of_call(call, call.gradient) if fits else None
             if rows is None:
                 return None
             rows = rows.reshape(n_samples, len(rows) // n_samples, -1).sum(dim=1)
@@ -55,7 +59,7 @@ class Rule:
         """Return the features of a gradient that is known."""
         return gradient.flatten()
 
-    def _of_call(self, _inputs: Tensor, gradient: Tensor) -> Tensor | None:
+    def _of_call(self, _call: Call, gradient: Tensor) -> Tensor | None:
         return _summed(self.module, gradient)
 
     def _least_axes(self) -> int:
@@ -68,9 +72,11 @@ class Rule:
 class _Scale(Rule):
     """For the weight of a normalisation."""
 
-    def _of_call(self, inputs: Tensor, gradient: Tensor) -> Tensor | None:
-        normalised = _normalised(self.module, inputs)
-        return _summed(self.module, gradient * normalised) if normalised.shape == gradient.shape else None
+    def _of_call(self, call: Call, gradient: Tensor) -> Tensor | None:
+        if call.prepared is None:
+            call.prepared = _normalised(self.module, call.inputs)
+        fits = call.prepared.shape == gradient.shape
+        return _summed(self.module, gradient * call.prepared) if fits else None
 
 
 @dataclass(frozen=True)
@@ -118,8 +124,11 @@ class _Matrix(Rule):
         matrices = matrices if self.left is None else self.left @ matrices
         return (matrices if self.right is None else matrices @ self.right.T).flatten()
 
-    def _of_call(self, inputs: Tensor, gradient: Tensor) -> Tensor | None:
-        outputs, projected = self._by_place(gradient), self._projected(inputs)
+    def _of_call(self, call: Call, gradient: Tensor) -> Tensor | None:
+        projected = self._projected(call.inputs) if call.prepared is None else call.prepared
+        if self.right is None:
+            call.prepared = projected
+        outputs = self._by_place(gradient)
         if len(outputs) != len(projected) or outputs.shape[3] != projected.shape[3]:
             return None
         outputs = outputs if self.left is None else self.left @ outputs
