@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     mnist.add_argument("--quiet", action="store_true", help="no progress and no tables")
     mnist.set_defaults(run=_mnist)
     _add_vgg19(commands)
+    _add_recommend(commands)
     return parser
 
 
@@ -104,6 +106,60 @@ def _add_vgg19(commands: Any) -> None:
                        "from here, and of the starts (default: %(default)s)")  # fmt: skip
     vgg19.add_argument("--quiet", action="store_true", help="no progress and no tables")
     vgg19.set_defaults(run=_vgg19)
+
+
+def _add_recommend(commands: Any) -> None:
+    recommend = commands.add_parser(
+        "recommend",
+        help="advise on a network and data of your own",
+        description="Advise which layers of a network to retrain for unknown data, and which to keep frozen.",
+    )
+    recommend.add_argument(
+        "model", metavar="MODEL", help="module:callable or file.py:callable, called without arguments; timm:NAME; "
+        "torchvision:NAME; or hf:NAME, a name or a folder",
+    )  # fmt: skip
+    for name, what in (("known", "knows"), ("unknown", "does not know")):
+        recommend.add_argument(
+            f"--{name}", type=Path, required=True, metavar="PATH", help=f"data that the model {what}: a .npz file with "
+            "arrays X and y, a folder with one folder of images for each class, or a folder saved by datasets",
+        )  # fmt: skip
+    recommend.add_argument("--weights", metavar="W", help="a file with the model's state dict, or random (default: the "
+                           "library's pretrained weights, or the model as it comes)")  # fmt: skip
+    recommend.add_argument("--samples", type=_positive, metavar="N", help="take at most so many samples of each class")
+    recommend.add_argument("--image-size", type=_positive, metavar="PIXELS", help="for images and a model of your own: "
+                           "cut them to squares of this size, with values from 0 to 1")  # fmt: skip
+    recommend.add_argument("--layers", type=_names, metavar="L,L,...", help="names or patterns of the layers to "
+                           "measure (default: found by themselves)")  # fmt: skip
+    recommend.add_argument("--head", metavar="NAME", help="the module that produces the output")
+    recommend.add_argument("--input-layer", metavar="NAME", help="the module whose output stands for the input, such "
+                           "as an embedding")  # fmt: skip
+    recommend.add_argument("--budget", type=_budget, metavar="B", help="the most that may be trained, as shares of "
+                           "everything: parameters=0.2, backward=0.5 or both with a comma")  # fmt: skip
+    recommend.add_argument("--estimators", type=_names, metavar="E,E,...", help="what decides instead of the forecast: "
+                           "spread, tangent, probe, inverter")  # fmt: skip
+    recommend.add_argument("--threshold", type=float, metavar="NATS", help="the need from which a layer is to be "
+                           "retrained, where needs decide")  # fmt: skip
+    recommend.add_argument("--batch-size", type=_positive, metavar="N")
+    recommend.add_argument("--device", metavar="D", help="where to compute, e.g. cuda (default: the processor)")
+    recommend.add_argument("--seed", type=_natural, default=0, metavar="S", help="(default: %(default)s)")
+    recommend.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed: json is "
+                           "the document that is saved (default: %(default)s)")  # fmt: skip
+    recommend.add_argument("--out", type=Path, metavar="DIR", help="write advice.json here, and advice.html if the "
+                           "extra report is installed")  # fmt: skip
+    recommend.add_argument("--force", action="store_true", help="write over advice that is in DIR already")
+    recommend.add_argument("--quiet", action="store_true", help="no progress and no messages")
+    recommend.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    recommend.set_defaults(run=_recommend)
+
+
+def _budget(text: str) -> dict[str, float]:
+    with suppress(ValueError):
+        budget = {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+        if set(budget) <= {"parameters", "backward"} and all(0 < share <= 1 for share in budget.values()):
+            return budget
+    raise argparse.ArgumentTypeError(
+        f"must be like parameters=0.2 or parameters=0.2,backward=0.5, shares above 0 and at most 1; got {text}"
+    )
 
 
 def _names(text: str) -> list[str]:
@@ -169,6 +225,12 @@ def _vgg19(options: argparse.Namespace) -> int:
     if options.out is not None:
         print(f"Report: {write_study(study, options.out).resolve()}")
     return 0
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    from retrainscope.commands.recommend import run
+
+    return run(options)
 
 
 def _say(options: argparse.Namespace) -> Callable[[str], None]:
