@@ -24,6 +24,7 @@ def test_public_names():
         "invert_layers",
         "param_groups",
         "recommend_layers",
+        "replace_head",
         "sweep_layers",
         "trace_layers",
         "train_only",

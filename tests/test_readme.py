@@ -14,14 +14,18 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def test_the_five_lines_run():
-    """The lines to paste run as they stand, with a model and data of one's own."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_lines_to_paste_run():
+    """The lines to paste run as they stand, one block after the other, with a model and data of one's own."""
+    first, *later = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     model, known, unknown = classifier(), samples(400), samples(400, classes=(5, 6), seed=1)
-    names = {"model": model, "known": known, "unknown": unknown}
-    exec(compile(code, "README.md", "exec"), names)
+    names = {"model": model, "known": known, "unknown": unknown, "n_classes": 2}
+    exec(compile(first, "README.md", "exec"), names)
     assert names["rec"].head.verdict == "retrain"
     assert isinstance(names["optimizer"], torch.optim.AdamW)
+    for code in later:
+        exec(compile(code, "README.md", "exec"), names)
+    assert model[4].out_features == 2
+    assert {p for group in names["groups"] for p in group["params"]} == {*names["parameters"]}
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|\$ )make ([a-z-]+)", " ".join(TEXTS.values())))))
@@ -35,7 +39,7 @@ def test_every_picture_and_link_exists(page):
     """Every picture that a page shows, and every file that it links to, is there."""
     found = [target for target in re.findall(r"\]\(([^)]+)\)", TEXTS[page]) if "://" not in target]
     assert found
-    assert all((page.parent / target).is_file() for target in found)
+    assert all((page.parent / target).exists() for target in found)
 
 
 @each_page

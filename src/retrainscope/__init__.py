@@ -7,6 +7,7 @@ from retrainscope.finetuning import freeze_rest, train_only, unfreeze
 from retrainscope.forecast import Forecast
 from retrainscope.inversion import GradientInverter
 from retrainscope.layers import Layers, find_layers
+from retrainscope.new_head import replace_head
 from retrainscope.optimising import param_groups
 from retrainscope.recommendation import recommend_layers
 from retrainscope.reconstruction import InputSpace, Inversion, invert_layers
@@ -36,6 +37,7 @@ __all__ = [
     "invert_layers",
     "param_groups",
     "recommend_layers",
+    "replace_head",
     "sweep_layers",
     "trace_layers",
     "train_only",
