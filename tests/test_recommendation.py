@@ -729,7 +729,9 @@ def test_tolerance_must_be_a_number(tolerance):
         rs.recommend_layers(classifier(), samples(), samples(), tolerance=tolerance)
 
 
-@pytest.mark.parametrize("option", [{"tolerance": 0.1}, {"budget": {"parameters": 0.5}}, {"groups": [0] * 40}, {"trial": {}}])
+@pytest.mark.parametrize(
+    "option", [{"tolerance": 0.1}, {"budget": {"parameters": 0.5}}, {"groups": [0] * 40}, {"trial": {}}]
+)
 def test_options_of_the_forecast_beside_estimators(option):
     """Tolerance, budget and groups are for the forecast, and refused where estimators decide."""
     model = classifier()
