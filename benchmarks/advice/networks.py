@@ -104,6 +104,36 @@ def _residual(widths: list[int], strides: list[int], norm: Callable[[int], nn.Mo
     return nn.Sequential(OrderedDict(stem=stem, **named, pool=pool, head=nn.Linear(widths[-1], n_classes)))
 
 
+class _Separable(nn.Module):
+    """Widens, filters each channel alone, narrows; with a shortcut where the size stays."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        inner = 3 * n_in
+        self.parts = nn.Sequential(
+            *(nn.Conv2d(n_in, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU6()),
+            *(nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.ReLU6()),
+            *(nn.Conv2d(inner, n_out, 1, bias=False), nn.BatchNorm2d(n_out)),
+        )
+        self.shortcut = stride == 1 and n_in == n_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.parts(x) if self.shortcut else self.parts(x)
+
+
+def separable(n_classes: int) -> nn.Module:
+    """A stem and six blocks of separable convolutions with batch normalisation, as in networks for phones."""
+    widths, strides = [16, 16, 24, 24, 32, 32], [1, 1, 2, 1, 1, 1]
+    stem = nn.Sequential(nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+    blocks = {
+        f"b{number}": _Separable(n_in, n_out, stride)
+        for number, (n_in, n_out, stride) in enumerate(zip([16, *widths[:-1]], widths, strides, strict=True), start=1)
+    }
+    top = nn.Sequential(nn.Conv2d(32, 96, 1, bias=False), nn.BatchNorm2d(96), nn.ReLU6())
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(OrderedDict(stem=stem, **blocks, top=top, pool=pool, head=nn.Linear(96, n_classes)))
+
+
 def residual_gn(n_classes: int) -> nn.Module:
     """A stem and four residual blocks of equal width, with group normalisation."""
     return _residual([20, 20, 20, 20], [1, 2, 1, 1], lambda n: nn.GroupNorm(4, n), n_classes)
@@ -147,6 +177,7 @@ BUILD: dict[str, Callable[[int], nn.Module]] = {
     "cnn": cnn,
     "cnn_bn": cnn_bn,
     "residual_gn": residual_gn,
+    "separable": separable,
     "wide_middle": wide_middle,
     "residual_bn": residual_bn,
     "vit": vit,
@@ -156,6 +187,7 @@ BLOCKS = {
     "cnn": ("c1", "c2", "c3", "c4", "f1"),
     "cnn_bn": ("c1", "c2", "c3", "c4", "f1"),
     "residual_gn": ("stem", "b1", "b2", "b3", "b4"),
+    "separable": ("stem", "b1", "b2", "b3", "b4", "b5", "b6", "top"),
     "wide_middle": ("c1", "c2", "c3", "f1", "f2"),
     "residual_bn": ("stem", "b1", "b2", "b3", "b4"),
     "vit": ("patch", "blocks.0", "blocks.1", "blocks.2", "blocks.3"),

@@ -18,9 +18,16 @@ from torch import nn
 __all__ = ["SEEDS", "TASKS", "Case", "Task", "cases"]
 
 SEEDS = (0, 1, 2)
-# Fixed before any score was looked at, but for the network with batch normalisation on digits: it came when the
-# reporting tasks had shown that the forecast did not see renewed statistics, so that this could be mended without them.
-TUNING = (("mlp", "digits"), ("cnn", "digits"), ("cnn_bn", "digits"), ("residual_gn", "digits"))
+# Fixed before any score was looked at, but for two networks with batch normalisation on digits. The first came when the
+# reporting tasks had shown that the forecast did not see renewed statistics, so that this could be mended without them;
+# the second, which is deeper, for the trial of what the forecast speaks for.
+TUNING = (
+    ("mlp", "digits"),
+    ("cnn", "digits"),
+    ("cnn_bn", "digits"),
+    ("separable", "digits"),
+    ("residual_gn", "digits"),
+)
 REPORTING = (("wide_middle", "letters"), ("residual_bn", "letters"), ("vit", "letters"))
 
 _N_KNOWN = 100  # held-out samples of each known class, for the advice and for what is forgotten
