@@ -1,5 +1,7 @@
 """gradient_features: kernels against gradients one sample at a time, for every rule and for what no rule fits."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,70 @@ class Resting(nn.Module):
         return self.layer(x).tanh()
 
 
+class Tokenwise(nn.Module):
+    """Runs a layer of torch's transformers on tokens, the samples first or second."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, **options)
+        self.second = not options.get("batch_first", False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.block(x.transpose(0, 1) if self.second else x)
+        return tokens.mean(dim=0 if self.second else 1)
+
+
+class Vision(nn.Module):
+    """Has a class token, a position embedding, scales of blocks, and a shift of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.place = nn.Parameter(torch.rand(1, 1, 8)), nn.Parameter(torch.rand(1, 6, 8))
+        self.block, self.scale = Tokenwise(batch_first=True, norm_first=True).block, nn.Parameter(torch.rand(8))
+        self.shift, self.weight = nn.Parameter(torch.rand(())), nn.Parameter(1 + torch.rand(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        tokens += self.place
+        tokens = (tokens + self.scale * self.block(tokens)) / self.weight
+        return (self.shift - tokens[:, 0]).tanh()
+
+
+class Masked(nn.Module):
+    """Attends to tokens that are not padding, with biases of its own for keys and values; the weights count too."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, weights = self.attend(x, x, x, key_padding_mask=x[..., 0] > 1, average_attn_weights=False)
+        return tokens.mean(dim=1) * weights[:, :, 0].sum(dim=(1, 2))[:, None]
+
+
+class Crossed(nn.Module):
+    """Attends to itself, then to something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerDecoderLayer(8, 2, 12, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, x.flip(1).tanh()).mean(dim=1)
+
+
+class OtherWidth(nn.Module):
+    """Attends to keys and values of another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, kdim=4, vdim=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.transpose(0, 1)
+        return self.attend(y, y[..., :4], y[..., :4])[0].mean(dim=0)
+
+
 def pooled(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
@@ -134,6 +200,13 @@ BODIES = {
     "windows": (Windows, (4,)),
     "samples second": (Turned, (40,)),
     "transposed": (lambda: pooled(nn.ConvTranspose2d(2, 3, 3)), (2, 4, 4)),
+    "transformer": (lambda: Tokenwise(batch_first=True), (5, 8)),
+    "transformer, samples second": (lambda: Tokenwise(norm_first=True, activation="gelu"), (5, 8)),
+    "vision transformer": (Vision, (5, 8)),
+    "masked attention": (Masked, (5, 8)),
+    "masked attention, no biases": (lambda: Masked(bias=False), (5, 8)),
+    "cross attention": (Crossed, (5, 8)),
+    "attention to another width": (OtherWidth, (5, 8)),
     "frozen": (lambda: nn.Sequential(nn.Linear(4, 6).requires_grad_(False), nn.Tanh(), nn.Linear(6, 3)), (4,)),
 }
 
@@ -185,6 +258,32 @@ def test_kernels_are_those_of_single_samples(name):
         found = gradient_features(body, batches, directions, owned, max_features=MANY, seed=0)["all"]
     expected = by_hand(body, batches, directions)
     np.testing.assert_allclose(found @ found.T, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["norms", "transformer", "vision transformer", "windows", "resting"])
+def test_rules_suffice(name, monkeypatch):
+    """What is common in networks takes no pass for every sample."""
+
+    def refused(*_args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("retrainscope.gradient_features.sample_gradients", refused)
+    body, batches = prepared(name)
+    owned = {"all": [name for name, _ in body.named_parameters()]}
+    assert len(gradient_features(body, batches, along(body, batches), owned, max_features=9, seed=0)["all"]) == 40
+
+
+@pytest.mark.parametrize("name", ["transformer", "masked attention", "cross attention"])
+def test_attention_is_given_back(name):
+    """Modules inside, their names and the forward method are what they were, also after an error."""
+    body, batches = prepared(name)
+    before = [(path, type(module), sorted(vars(module))) for path, module in body.named_modules()]
+    for last in (nn.Identity(), Failing(2, KeyboardInterrupt())):
+        owned = {"all": [name for name, _ in body.named_parameters(prefix="0")]}
+        model = nn.Sequential(body, last).eval()
+        with contextlib.suppress(KeyboardInterrupt):
+            gradient_features(model, batches, along(body, batches), owned, max_features=9, seed=0)
+        assert [(path, type(module), sorted(vars(module))) for path, module in body.named_modules()] == before
 
 
 @pytest.mark.parametrize("name", ["linear", "tokens", "convolution", "groups", "depthwise", "norms"])

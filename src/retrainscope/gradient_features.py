@@ -1,15 +1,17 @@
 """Gradients sample by sample, as rows of features that keep their products: few passes for all layers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retrainscope.attention import projection_of, unpacked_attention
 from retrainscope.batches import Batches, Inputs
-from retrainscope.gradient_rules import Call, Rule, has_rule, random_signs, rule_for
+from retrainscope.broadcasting import Broadcasts
+from retrainscope.gradient_rules import Call, Rule, broadcast_rule, has_rule, random_signs, rule_for
 from retrainscope.sample_gradients import differentiable, rows_of, sample_gradients
 from retrainscope.tracing import call_model
 
@@ -35,9 +37,10 @@ def gradient_features(
     What goes into a linear layer or a convolution, and the gradient at what comes out of it, make the gradient of its
     weight as an outer product, for all samples from one ordinary pass back through the network. Of a large weight both
     sides are projected at random before, and what a layer has beyond `max_features` is summed up with random signs;
-    both keep products on average. Normalisations, biases and embeddings are done likewise. All other parameters are
-    left to `sample_gradients`, and so are those for which the first sample of a chunk gets another gradient than a pass
-    back from it alone gives (weights that are used elsewhere too, axes in another order).
+    both keep products on average. Normalisations, biases, embeddings and self-attention are done likewise, and so are
+    parameters that are added to samples or multiplied with them (position embeddings, scales). Those for which the
+    first sample of a chunk gets another gradient than a pass back from it alone gives (weights that are used elsewhere
+    too, axes in another order) are left to `sample_gradients`.
 
     Parameters
     ----------
@@ -70,6 +73,20 @@ def gradient_features(
     Outer products: I. Goodfellow (2015), arXiv 1510.01799; G. Rochette, A. Manoel and E. Tramel (2019), arXiv
     1912.06015. Random signs: M. Charikar, K. Chen and M. Farach-Colton (2002), Finding frequent items in data streams.
     """
+    with unpacked_attention(body):
+        return _features(body, batches, directions, parameters, max_features=max_features, seed=seed, tick=tick)
+
+
+def _features(
+    body: nn.Module,
+    batches: Batches,
+    directions: Tensor,
+    parameters: Mapping[str, Sequence[str]],
+    *,
+    max_features: int,
+    seed: int,
+    tick: Callable[[int], Any],
+) -> dict[str, Tensor]:
     left: frozenset[str] = frozenset()
     while True:
         sketch = _Sketch(body, directions, parameters, left, max_features=max_features, seed=seed)
@@ -114,19 +131,24 @@ class _Sketch:
         self.body, self.directions, self.max_features, self.seed = body, directions, max_features, seed
         self.weights = dict(body.named_parameters())
         self.numbers = {name: number for number, name in enumerate(self.weights)}
-        asked = [name for names in parameters.values() for name in names if name not in left]
-        self.ruled = {name: self.weights[name] for name in asked if has_rule(*self._place(name), self.weights[name])}
+        floating = {name for name, weight in self.weights.items() if weight.is_floating_point()}
+        asked = [name for names in parameters.values() for name in names if name in floating - left]
+        # What each is used by: a module, or, where there is no rule for that one, all that it is broadcast in.
+        self.places = {name: projection_of(body.get_submodule(_owner(name)), name.rpartition(".")[2]) for name in asked}
+        self.bare = {name for name in asked if not has_rule(*self.places[name], self.weights[name])}
+        self.users = {n: self.weights[n] if n in self.bare else module for n, (module, _) in self.places.items()}
+        self.ruled = {name: self.weights[name] for name in asked}
         self.layers = {layer: [n for n in names if n in self.ruled] for layer, names in parameters.items()}
         self.others = {layer: [n for n in names if n not in self.ruled] for layer, names in parameters.items()}
 
     def rows(self, inputs: Inputs, n_samples: int) -> dict[str, Tensor]:
         """Return the features of a chunk of samples, layer by layer."""
         parts: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
-        calls: dict[str, list[Call]] = {_owner(name): [] for name in self.ruled}
+        calls: dict[nn.Module | Tensor, list[Call]] = {user: [] for user in self.users.values()}
         with torch.enable_grad(), differentiable(self.ruled.values()):
             outputs = None
             if calls:
-                with _recorded(self.body, calls):
+                with _recorded(calls):
                     outputs = call_model(self.body, inputs)
             for place, direction in enumerate(self.directions):
                 found = {} if outputs is None else self._by_rule(outputs @ direction.to(outputs), calls, place)
@@ -136,13 +158,13 @@ class _Sketch:
                     parts[layer].append(_folded(rows, self.max_features, self._seed_for(0, place, number)))
         return {layer: torch.cat(rows, dim=1) for layer, rows in parts.items()}
 
-    def _by_rule(self, along: Tensor, calls: Mapping[str, list[Call]], place: int) -> dict[str, Tensor]:
+    def _by_rule(self, along: Tensor, calls: Mapping[nn.Module | Tensor, list[Call]], place: int) -> dict[str, Tensor]:
         """Return the features of the parameters that there are rules for, from one pass back."""
         made = [call for each in calls.values() for call in each]
         for call, gradient in zip(made, _gradients(along.sum(), [call.output for call in made]), strict=True):
             call.gradient = gradient
         rules = {name: self._rule(name, place) for name in self.ruled}
-        rows = {name: rule.rows(calls[_owner(name)], len(along)) for name, rule in rules.items()}
+        rows = {name: rule.rows(calls[self.users[name]], len(along)) for name, rule in rules.items()}
         found = {name: features for name, features in rows.items() if features is not None}
         if len(found) < len(rules):
             raise _UnlikeError(rules.keys() - found.keys())
@@ -153,12 +175,10 @@ class _Sketch:
         return found
 
     def _rule(self, name: str, place: int) -> Rule:
+        if name in self.bare:
+            return broadcast_rule(self.places[name][0], self.weights[name])
         seed = self._seed_for(1, place, self.numbers[name])
-        return rule_for(*self._place(name), self.weights[name], max_features=self.max_features, seed=seed)
-
-    def _place(self, name: str) -> tuple[nn.Module, str]:
-        """Return the module that a parameter is in, and its name there."""
-        return self.body.get_submodule(_owner(name)), name.rpartition(".")[2]
+        return rule_for(*self.places[name], self.weights[name], max_features=self.max_features, seed=seed)
 
     def _one_by_one(self, inputs: Inputs, n_samples: int, direction: Tensor) -> dict[str, Tensor]:
         """Return the gradients of the parameters that there are no rules for."""
@@ -174,8 +194,8 @@ class _Sketch:
 
 
 @contextmanager
-def _recorded(body: nn.Module, calls: Mapping[str, list[Call]]) -> Iterator[None]:
-    """Keep what goes into some modules and what comes out, where that is one tensor each."""
+def _recorded(calls: Mapping[nn.Module | Tensor, list[Call]]) -> Iterator[None]:
+    """Keep what goes into some modules and what comes out, where that is one tensor each; and parameters expanded."""
 
     def keep_in(made: list[Call]) -> Callable[[nn.Module, Any, Any], Tensor | None]:
         def keep(_module: nn.Module, args: Any, output: Any) -> Tensor | None:
@@ -186,14 +206,17 @@ def _recorded(body: nn.Module, calls: Mapping[str, list[Call]]) -> Iterator[None
 
         return keep
 
-    handles = []
-    try:
-        for path, made in calls.items():
-            handles.append(body.get_submodule(path).register_forward_hook(keep_in(made), prepend=True))
+    def keep_expanded(made: list[Call]) -> Callable[[Tensor], None]:
+        return lambda expanded: made.append(Call(expanded.detach(), expanded))
+
+    bare = {user: keep_expanded(made) for user, made in calls.items() if isinstance(user, Tensor)}
+    with ExitStack() as opened:
+        for user, made in calls.items():
+            if isinstance(user, nn.Module):
+                opened.callback(user.register_forward_hook(keep_in(made), prepend=True).remove)
+        if bare:
+            opened.enter_context(Broadcasts(bare))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _gradients(total: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Call", "Rule", "has_rule", "random_signs", "rule_for"]
+__all__ = ["Call", "Rule", "broadcast_rule", "has_rule", "random_signs", "rule_for"]
 
 _LARGEST = 2**14  # entries of a weight whose gradients are put together; a larger one is projected before
 _WIDEST = 2**9  # inputs of an output of such a weight
@@ -77,6 +77,18 @@ class _Scale(Rule):
             call.prepared = _normalised(self.module, call.inputs)
         fits = call.prepared.shape == gradient.shape
         return _summed(self.module, gradient * call.prepared) if fits else None
+
+
+@dataclass(frozen=True)
+class _Broadcast(Rule):
+    """For a parameter that is added to samples, multiplied with them or repeated for them, as `expanded` tells."""
+
+    shape: torch.Size
+
+    def _of_call(self, _call: Call, gradient: Tensor) -> Tensor | None:
+        lead = gradient.ndim - len(self.shape)
+        over = [axis for axis in range(1, gradient.ndim) if axis < lead or self.shape[axis - lead] == 1]
+        return gradient.sum(dim=over) if over else gradient
 
 
 @dataclass(frozen=True)
@@ -169,6 +181,11 @@ def rule_for(module: nn.Module, attribute: str, weight: Tensor, *, max_features:
     if attribute == "bias":
         return Rule(module)
     return _Scale(module) if isinstance(module, _NORMS) else _Matrix.drawn(module, weight, max_features, seed)
+
+
+def broadcast_rule(module: nn.Module, parameter: Tensor) -> Rule:
+    """Return the rule for a parameter that is used by no module of a kind that has one."""
+    return _Broadcast(module, parameter.shape)
 
 
 def random_signs(n: int, seed: int) -> Tensor:
