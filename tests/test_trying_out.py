@@ -115,8 +115,6 @@ def test_a_trial_that_cannot_be_does_not_lose_the_forecast():
 @pytest.mark.parametrize("trial", [{"speed": 1}, {"layers": ["0"]}, {"policies": []}, {"random_state": 1}, ["steps"]])
 def test_a_trial_takes_options_of_a_sweep(trial):
     """What is no option of a sweep, or is given to recommend_layers itself, is refused by name, with what there is."""
-    message = (
-        r"'trial' parameter must be a mapping of options of sweep_layers: steps, batch_size, .*Got"
-    )
+    message = r"'trial' parameter must be a mapping of options of sweep_layers: steps, batch_size, .*Got"
     with pytest.raises(InvalidDataError, match=message):
         rs.recommend_layers(classifier(), samples(), samples(), trial=trial)

@@ -204,6 +204,34 @@ class Recommendation:
         advised = NONE if self.head.verdict == KEEP else policy_name(self.layers, names)
         return replace(sweep, advised=advised)
 
+    def report(
+        self, path: str | Path, *, title: str = "Which layers to retrain", sweep: LayerSweep | None = None
+    ) -> Path:
+        """Write one self-contained HTML page: the advice in words, tables and figures, and how it was made.
+
+        Parameters
+        ----------
+        path : path
+            A file, written whole or not at all.
+        title : str
+        sweep : LayerSweep, optional
+            Of `verify`, to be shown beside the advice.
+
+        Returns
+        -------
+        Path
+            Of the file.
+
+        Raises
+        ------
+        MissingExtraError
+            If jinja2 or matplotlib is not installed.
+        """
+        from retrainscope.report import advice_sections, write_report
+
+        footer = f"Made by retrainscope {self.versions['retrainscope']}."
+        return write_report(path, title, advice_sections(self, sweep=sweep), footer=footer)
+
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a layer, the head last, as a pandas DataFrame.
 

@@ -23,6 +23,8 @@ __all__ = [
     "PALETTE",
     "new_figure",
     "plot_class_needs",
+    "plot_cost",
+    "plot_estimators",
     "plot_losses",
     "plot_maps",
     "plot_needs",
@@ -39,6 +41,7 @@ _VERDICTS = {
     KEEP: (PALETTE[0], "D", "keep"),
 }
 _INCHES_A_LETTER = 0.085
+_MOST_NUMBERED = 12  # layers, of a heat map with a number in each field
 _MARKERS = ("o", "s", "^", "D", "v")
 
 
@@ -110,6 +113,66 @@ def plot_needs(result: Recommendation) -> "Figure":
     return figure
 
 
+def plot_estimators(result: Recommendation) -> "Figure":
+    """Draw the needs by each estimator side by side, with their intervals.
+
+    Parameters
+    ----------
+    result : Recommendation
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    rows, names = result.table, list(result.table[0].needs)
+    figure, axes = new_figure(2.2 + 2.6 * len(names), 1.6 + 0.36 * len(rows), n_columns=len(names))
+    for column, name in enumerate(names):
+        ax: Axes = axes[0, column]
+        needs = np.array([row.needs[name] for row in rows])
+        ends = np.array([row.intervals[name] for row in rows])
+        reach = np.nan_to_num(np.abs(ends - needs[:, None]).T)
+        colour, marker = PALETTE[column % len(PALETTE)], _MARKERS[column % len(_MARKERS)]
+        ax.errorbar(needs, range(len(rows)), xerr=reach, fmt=marker, color=colour, capsize=3)
+        ax.axvline(0, color="0.8", linewidth=1, zorder=0)
+        ax.set_title(_short(name), fontsize=10)
+        ax.set_xlabel("need (nats)")
+        ax.set_yticks(range(len(rows)), [_short(row.name) for row in rows] if column == 0 else [])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+    axes[0, 0].set_ylabel("layer, input at the top")
+    return figure
+
+
+def plot_cost(result: Recommendation) -> "Figure":
+    """Draw how the parameters are spread over the layers and the head, and which of them are trained.
+
+    Parameters
+    ----------
+    result : Recommendation
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    rows = (*result.table, result.head)
+    figure, axes = new_figure(6.4, 1.6 + 0.36 * len(rows))
+    ax: Axes = axes[0, 0]
+    for verdict, (colour, _, label) in _VERDICTS.items():
+        places = [place for place, row in enumerate(rows) if row.verdict == verdict]
+        if places:
+            shares = [100 * rows[place].share for place in places]
+            hatch = {RETRAIN: "", UNDECIDED: "..", KEEP: "//"}[verdict]
+            bars = ax.barh(places, shares, color=colour, hatch=hatch, edgecolor="white", label=label)
+            ax.bar_label(bars, [f"{share:.1f}" for share in shares], padding=3, fontsize=8)
+    ax.set_yticks(range(len(rows)), [*(_short(row.name) for row in result.table), f"{_short(result.head.name)} (head)"])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.margins(x=0.12)
+    ax.set_xlabel("share of all parameters (%)")
+    parameters, backward = result.cost["parameters"], result.cost["backward"]
+    figure.suptitle(f"Trained: {parameters:.1%} of the parameters, {backward:.0%} of the backward work", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
 def plot_policies(result: Forecast | LayerSweep) -> "Figure":
     """Draw the accuracy of every policy with its 90 % interval, forecast or measured; marked is what was advised.
 
@@ -155,12 +218,13 @@ def plot_class_needs(scores: LayerScores) -> "Figure":
     matplotlib.figure.Figure
     """
     classes = [_short(str(label)) for label in scores.classes]
-    width = 2.4 + 0.8 * len(scores.layers) + _INCHES_A_LETTER * max(map(len, classes))
+    numbered = len(scores.layers) <= _MOST_NUMBERED
+    width = 2.4 + (0.8 if numbered else 0.3) * len(scores.layers) + _INCHES_A_LETTER * max(map(len, classes))
     figure, axes = new_figure(width, 2.0 + 0.4 * len(classes))
     ax: Axes = axes[0, 0]
     reach = float(np.nanmax(np.abs(scores.per_class), initial=1e-9))
     image = ax.imshow(scores.per_class, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
-    for (row, column), need in np.ndenumerate(scores.per_class):
+    for (row, column), need in np.ndenumerate(scores.per_class if numbered else scores.per_class[:0]):
         dark = math.isfinite(need) and abs(need) > 0.6 * reach
         ax.text(column, row, f"{need:.2f}", ha="center", va="center", color="white" if dark else "black")
     ax.set_xticks(range(len(scores.layers)), [_short(name) for name in scores.layers], rotation=30, ha="right")
@@ -224,11 +288,12 @@ def plot_reconstructions(
     labels: Sequence[Label],
     known: Sequence[Label],
 ) -> "Figure":
-    """Draw originals in the first row and their reconstructions below, on one grey scale.
+    """Draw originals in the first row and their reconstructions below, on one scale.
 
     Parameters
     ----------
-    originals : ndarray of shape (n_samples, height, width)
+    originals : ndarray of shape (n_samples, height, width), or with colours (n_samples, height, width, 3)
+        In colour, from 0 to 1.
     rows : mapping of str to ndarray of the same shape
         The reconstructions, by what made them.
     labels : sequence of n_samples labels
@@ -246,7 +311,7 @@ def plot_reconstructions(
     for row, (name, images) in enumerate(shown.items()):
         for column, image in enumerate(images):
             ax: Axes = axes[row, column]
-            ax.imshow(image, cmap="gray", vmin=low, vmax=high)
+            ax.imshow(image if image.ndim == 2 else image.clip(0, 1), cmap="gray", vmin=low, vmax=high)
             ax.set_xticks([])
             ax.set_yticks([])
             if row == 0:
@@ -289,6 +354,7 @@ def plot_losses(losses: Mapping[str, NDArray[np.float64]], *, x_label: str, y_la
 
 
 def _short(text: str, most: int = 32) -> str:
-    """Cut a long name in the middle; a dollar sign is text, not mathematics."""
+    """Cut a long name in the middle; a dollar sign is text, not mathematics, and what cannot be printed is escaped."""
+    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
     text = text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
     return text.replace("$", r"\$")

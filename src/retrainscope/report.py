@@ -3,19 +3,39 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from retrainscope.advice import Recommendation
 from retrainscope.exceptions import MissingExtraError
-from retrainscope.plotting import new_figure, plot_class_needs, plot_needs, plot_policies
+from retrainscope.plotting import (
+    new_figure,
+    plot_class_needs,
+    plot_cost,
+    plot_estimators,
+    plot_needs,
+    plot_policies,
+)
+from retrainscope.saving import write_text
+from retrainscope.scores import LayerScores
 from retrainscope.tables import Table
+from retrainscope.trials import LayerSweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "Section", "advice_section", "check_extras", "render", "write_report"]
+__all__ = ["Picture", "Section", "advice_section", "advice_sections", "check_extras", "render", "write_report"]
+
+_MOST_CLASSES = 20  # in a table or heat map
+_LIMITS = (
+    "The forecast is that of a short training near the start, on as many samples as were given; with much new data and "
+    "long training, retraining more wins in the end.",
+    "Intervals are about samples, taken as independent unless groups were given, and say nothing about other classes.",
+    "rec.verify(model, known, unknown) retrains by every choice of layers, and proves or refutes the advice.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +88,58 @@ def advice_section(advice: Recommendation, *, title: str = "The advice") -> Sect
     pictures += [
         Picture(
             f"class-needs-{place + 1}",
-            f"Need of every class of the unknown data, layer by layer: {scores.estimator}.",
-            plot_class_needs(scores),
+            f"Need of {_some('every class', scores)} of the unknown data, layer by layer: {scores.estimator}.",
+            plot_class_needs(_neediest(scores)),
         )
         for place, scores in enumerate(advice.scores)
         if scores.classes
     ]
     return Section(title, [advice.summary()], [advice.as_table()], pictures)
+
+
+def advice_sections(advice: Recommendation, *, sweep: LayerSweep | None = None) -> list[Section]:
+    """Show all that a recommendation holds, and the sweep that it was held against.
+
+    Parameters
+    ----------
+    advice : Recommendation
+    sweep : LayerSweep, optional
+
+    Returns
+    -------
+    list of Section
+    """
+    sections = [advice_section(advice)]
+    if advice.forecast is not None:
+        sections.append(Section("The forecast", tables=[advice.forecast.as_table()]))
+    for title, tried in (("Tried out", advice.trial), ("Retrained and tested", sweep)):
+        if tried is not None:
+            picture = Picture(title.lower().replace(" ", "-"), "Accuracy by choice of layers.", plot_policies(tried))
+            sections.append(Section(title, [tried.summary()], [tried.as_table()], [picture]))
+    if len(advice.scores) > 1:
+        pictures = [Picture("estimators", "Need of every layer by each estimator.", plot_estimators(advice))]
+        sections.append(Section("The estimators side by side", pictures=pictures))
+    cost = [Picture("cost", "Where the parameters are, and which of them are trained.", plot_cost(advice))]
+    sections.append(Section("The cost", pictures=cost))
+    made_by = Table("", ["what", "value"], [["estimator", text] for text in advice.estimators]
+                    + [["threshold (nats)", f"{advice.threshold:g}"]]
+                    + [[name, version] for name, version in advice.versions.items()], wordy=True)  # fmt: skip
+    sections.append(Section("What it does not know, and how it was made", _LIMITS, [made_by]))
+    return sections
+
+
+def _neediest(scores: LayerScores) -> LayerScores:
+    """Keep the classes of greatest need, where there are too many to be drawn."""
+    if len(scores.classes) <= _MOST_CLASSES:
+        return scores
+    needs = np.nan_to_num(scores.per_class, nan=-np.inf).max(axis=1)
+    rows = np.sort(np.argsort(-needs, kind="stable")[:_MOST_CLASSES])
+    return replace(scores, classes=tuple(scores.classes[row] for row in rows), per_class=scores.per_class[rows])
+
+
+def _some(words: str, scores: LayerScores) -> str:
+    n = len(scores.classes)
+    return words if n <= _MOST_CLASSES else f"the {_MOST_CLASSES} neediest of {n} classes"
 
 
 def check_extras() -> None:
@@ -115,7 +180,7 @@ def render(title: str, sections: Sequence[Section], *, footer: str = "") -> str:
 def write_report(path: str | Path, title: str, sections: Sequence[Section], *, footer: str = "") -> Path:
     """Render sections into a file and return its path."""
     path = Path(path)
-    path.write_text(render(title, sections, footer=footer), encoding="utf-8")
+    write_text(path, render(title, sections, footer=footer))
     return path
 
 
@@ -136,7 +201,7 @@ _PAGE = """\
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; }
+  font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.2; }
 h2 { font-size: 1.25rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
 a { color: var(--link); }
@@ -149,7 +214,8 @@ th:first-child, td:first-child, .words th, .words td { text-align: left; }
 .words td:first-child { min-width: 0; }
 thead th { border-bottom: 2px solid var(--line); }
 tbody tr:nth-child(even) { background: var(--band); }
-td { white-space: nowrap; } .words td { white-space: normal; }
+th, td { overflow-wrap: normal; white-space: nowrap; } .words td { white-space: normal; }
+tbody td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 18rem; }
 figure { overflow-x: auto; }
 .wide img { min-width: 44rem; }
 @media (max-width: 44rem) {

@@ -30,7 +30,7 @@ from retrainscope.exceptions import (
 )
 from retrainscope.inversion import GradientInverter
 from retrainscope.recommendation import recommend_layers
-from retrainscope.report import advice_section, check_extras, write_report
+from retrainscope.report import check_extras
 from retrainscope.saving import write_text
 from retrainscope.spread import ActivationSpread
 from retrainscope.tangent import TangentProbe
@@ -180,7 +180,7 @@ def _write(advice: Recommendation, document: str, options: argparse.Namespace, w
         page.unlink(missing_ok=True)  # an older one must not stand beside this advice
         write_text(file, document)
         if with_page:
-            write_report(page, f"Advice for {options.model}", [advice_section(advice)])
+            advice.report(page, title=f"Advice for {options.model}")
     except OSError as error:
         raise OutputError(f"{options.out} cannot be written ({error.strerror}). Name another folder.") from error
     _say(options, f"Written: {' and '.join(str(path) for path in (file, page) if path.exists())}")
