@@ -10,7 +10,7 @@ def main() -> None:
     model = network()
     known, unknown = digits(range(5), start=300), digits(range(5, 10))
     rec = rs.recommend_layers(model, known, unknown, random_state=0)
-    print(rec.forecast)
+    print(f"{rec.forecast}\n\n{rec.summary()}\n")
 
     options = {"steps": 100, "learning_rates": (1e-3, 3e-3), "n_seeds": 2, "random_state": 0}
     sweep = rec.verify(model, known, unknown, test=digits(range(5, 10), n=200, test=True), **options)
