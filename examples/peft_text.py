@@ -7,10 +7,12 @@ library a paragraph is from. A small BERT learns three of them from scratch, and
 import importlib
 import inspect
 import re
+import string
+from collections import Counter
 
 import peft
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -35,7 +37,7 @@ MODULES = {
     "unittest": ("unittest", "unittest.mock", "logging", "argparse", "configparser", "pathlib", "decimal"),
     "scipy": ("scipy.stats", "scipy.signal", "scipy.optimize", "scipy.sparse", "scipy.spatial"),
 }
-N_TOKENS, N_TRAIN, N_FEW = 48, 400, 50
+N_TOKENS, N_TRAIN, N_FEW = 64, 400, 50
 
 Batch = dict[str, Tensor]
 
@@ -54,6 +56,10 @@ def paragraphs(library: str) -> list[str]:
                 if ">>>" not in part and len(words) >= 12:
                     found[" ".join(word for word in words if word not in MODULES)] = None
     return [*found]
+
+
+def _frequent(counts: Counter[str], n: int) -> list[str]:
+    return sorted(counts, key=lambda piece: (-counts[piece], piece))[:n]
 
 
 def encoded(texts: list[str], tokenizer: Tokenizer) -> Batch:
@@ -84,10 +90,12 @@ def accuracy(model: nn.Module, X: Batch, y: Tensor) -> float:
 def main() -> None:
     """Train, advise, and adapt."""
     texts = {library: paragraphs(library) for library in (*KNOWN, *NOVEL)}
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words = Counter(word for library in KNOWN for text in texts[library][:N_TRAIN] for word in text.split())
+    ends = Counter(f"##{word[-n:]}" for word in words for n in (2, 3, 4) if len(word) > n + 2)
+    pieces = [*(mark + letter for mark in ("", "##") for letter in string.ascii_lowercase), *_frequent(words, 2500)]
+    vocabulary = dict.fromkeys(["[PAD]", "[UNK]", *pieces, *_frequent(ends, 500)])
+    tokenizer = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.WordPieceTrainer(vocab_size=3000, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
-    tokenizer.train_from_iterator([text for library in KNOWN for text in texts[library][:N_TRAIN]], trainer)
     tokenizer.enable_padding(length=N_TOKENS)
     tokenizer.enable_truncation(N_TOKENS)
 
