@@ -1,6 +1,8 @@
 """gradient_features: kernels against gradients one sample at a time, for every rule and for what no rule fits."""
 
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ import torch
 from helpers import unchanged
 from networks import Failing
 from torch import Tensor, nn
+from torch.nn.utils.prune import l1_unstructured
 
 from retrainscope.batches import Batches, as_batches
 from retrainscope.gradient_features import gradient_features
+from retrainscope.sample_gradients import sample_gradients
 
 MANY = 10**6
 
@@ -172,6 +176,39 @@ class OtherWidth(nn.Module):
         return self.attend(y, y[..., :4], y[..., :4])[0].mean(dim=0)
 
 
+class Trebling(nn.Linear):
+    """Does more, when it is called, than multiply by its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+class OddAttention(nn.Module):
+    """Attends by a module that was changed: attention uses the weights of `out_proj`, and never calls it."""
+
+    def __init__(self, change: Callable[[nn.MultiheadAttention], object]) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        change(self.attend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x, x, x)[0].mean(dim=1)
+
+
+class AttendsTwice(nn.Module):
+    """Attends twice, by the same module or by two that share the weight of their projections."""
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        self.first = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.second = nn.MultiheadAttention(8, 2, batch_first=True) if shared else self.first
+        self.second.in_proj_weight = self.first.in_proj_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x, x, x)[0].tanh()
+        return self.second(y, y, y, need_weights=False)[0].mean(dim=1)
+
+
 def pooled(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
@@ -201,12 +238,23 @@ BODIES = {
     "samples second": (Turned, (40,)),
     "transposed": (lambda: pooled(nn.ConvTranspose2d(2, 3, 3)), (2, 4, 4)),
     "transformer": (lambda: Tokenwise(batch_first=True), (5, 8)),
-    "transformer, samples second": (lambda: Tokenwise(norm_first=True, activation="gelu"), (5, 8)),
+    "transformer, norms first": (lambda: Tokenwise(batch_first=True, norm_first=True), (5, 8)),
+    "transformer, samples second": (Tokenwise, (5, 8)),
+    "transformer, samples second, norms first": (lambda: Tokenwise(norm_first=True, activation="gelu"), (5, 8)),
     "vision transformer": (Vision, (5, 8)),
     "masked attention": (Masked, (5, 8)),
     "masked attention, no biases": (lambda: Masked(bias=False), (5, 8)),
     "cross attention": (Crossed, (5, 8)),
     "attention to another width": (OtherWidth, (5, 8)),
+    "attention twice": (lambda: AttendsTwice(shared=False), (5, 8)),
+    "attention of shared weights": (lambda: AttendsTwice(shared=True), (5, 8)),
+    "attention, pruned": (lambda: OddAttention(lambda a: l1_unstructured(a, "in_proj_weight", 0.3)), (5, 8)),
+    "attention, bias pruned": (lambda: OddAttention(lambda a: l1_unstructured(a, "in_proj_bias", 0.3)), (5, 8)),
+    "attention, own output": (lambda: OddAttention(lambda a: setattr(a, "out_proj", Trebling(8, 8))), (5, 8)),
+    "attention, idle hook": (
+        lambda: OddAttention(lambda a: a.out_proj.register_forward_hook(lambda _m, _a, output: 2 * output)),
+        (5, 8),
+    ),
     "frozen": (lambda: nn.Sequential(nn.Linear(4, 6).requires_grad_(False), nn.Tanh(), nn.Linear(6, 3)), (4,)),
 }
 
@@ -260,7 +308,9 @@ def test_kernels_are_those_of_single_samples(name):
     np.testing.assert_allclose(found @ found.T, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["norms", "transformer", "vision transformer", "windows", "resting"])
+@pytest.mark.parametrize(
+    "name", ["norms", "transformer", "vision transformer", "attention twice", "windows", "resting"]
+)
 def test_rules_suffice(name, monkeypatch):
     """What is common in networks takes no pass for every sample."""
 
@@ -271,6 +321,31 @@ def test_rules_suffice(name, monkeypatch):
     body, batches = prepared(name)
     owned = {"all": [name for name, _ in body.named_parameters()]}
     assert len(gradient_features(body, batches, along(body, batches), owned, max_features=9, seed=0)["all"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("transformer, samples second", ("block.linear", "block.norm")),  # its attention has the samples first inside
+        ("masked attention", ("attend.bias_k", "attend.bias_v")),
+        ("cross attention", ("block.multihead_attn.",)),
+        ("attention to another width", ("attend.",)),
+        ("attention of shared weights", ("first.in_proj_weight",)),
+    ],
+)
+def test_what_no_rule_of_attention_fits_is_left_to_single_samples(name, left, monkeypatch):
+    """Attention to something else, or by shared weights, takes a pass for every sample; the rest of it does not."""
+    body, batches = prepared(name)
+    names = [name for name, _ in body.named_parameters()]
+    asked: set[str] = set()
+
+    def noted(*args: Any) -> Iterator[dict[str, Tensor]]:
+        asked.update(args[-1]["all"])
+        return sample_gradients(*args)
+
+    monkeypatch.setattr("retrainscope.gradient_features.sample_gradients", noted)
+    gradient_features(body, batches, along(body, batches), {"all": names}, max_features=9, seed=0)
+    assert asked == {name for name in names if name.startswith(left)}
 
 
 @pytest.mark.parametrize("name", ["transformer", "masked attention", "cross attention"])

@@ -9,7 +9,7 @@ scores may be fewer than those of sweeps.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,11 @@ def spread_rule(sweep: Record, scores: Record) -> str | None:
     return policy_for(sweep, layers[first:])
 
 
-def ways(scores: Record) -> dict[str, Pick]:
+def ways(names: Iterable[str]) -> dict[str, Pick]:
     """Return every way to choose, by name."""
     found = {way: advice(name) for way, name in ADVISED.items()}
     found["ActivationSpread > 0.15 and up"] = spread_rule
-    for name in scores:
+    for name in names:
         if name not in ADVISED.values():
             found[f"{name}: top"] = top(name, "needs", up=False)
             found[f"{name}: top and up"] = top(name, "needs", up=True)
@@ -204,43 +204,59 @@ def runs(purpose: str) -> list[Run]:
     return found
 
 
+HEADER = ["way to choose", "regret", "90 % interval", "parameters", "hits", "rho", "rho, apart", "seconds"]
+
+
 def tables(purpose: str) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Yield the tables with their titles."""
     found = runs(purpose)
+    names = dict.fromkeys(name for run in found for scores in run.scores for name in scores)
+    every = ways(names)
+    scored = {way: [run for run in found if any(pick(*pair) for pair in run.pairs())] for way, pick in every.items()}
+    apart = sum(run.tells_apart() for run in found)
     n_seeds = min(len(run.sweeps) for run in found)
-    apart = [run for run in found if run.tells_apart()]
-    rows = []
-    for name, pick in ways(found[0].scores[0]).items():
-        numbers = np.array([measured(run, pick) for run in found])
-        estimator, _, how = name.partition(":")
-        what = "raw" if "unknown data alone" in name else "needs"
-        key = ADVISED.get(estimator, estimator.removesuffix(", unknown data alone"))
-        rho = ["-", "-"]
-        if key in found[0].scores[0] and how in ("", " top") and key not in ("with a trial", "without labels"):
-            rho = [f"{np.nanmean([correlation(run, key, what) for run in some]):.2f}" for some in (found, apart)]
-        said = [s[key] for run in found for s in run.scores if key in s] if how in ("", " top") else []
-        seconds = [record.get("seconds", np.nan) for record in said]
-        rows.append(
-            (
-                numbers[:, 0].mean(),
-                [
-                    name,
-                    f"{numbers[:, 0].mean():.2f}",
-                    interval(numbers[:, 0]),
-                    f"{numbers[:, 1].mean():.0%}",
-                    f"{numbers[:, 2].mean():.0%}",
-                    *rho,
-                    f"{np.nanmedian(seconds):.2f}" if seconds else "-",
-                ],
-            )
-        )
-    floor = np.array([noise_floor(run) for run in found])
-    rows.append((floor.mean(), ["(best under the other seeds)", f"{floor.mean():.2f}", interval(floor), *["-"] * 5]))
-    header = ["way to choose", "regret", "90 % interval", "parameters", "hits", "rho", "rho, apart", "seconds"]
-    title = f"{len(found)} {purpose} tasks, {n_seeds} seeds; {len(apart)} of them tell the layers apart"
-    yield title, header, [row for _, row in sorted(rows, key=lambda row: row[0])]
+    title = f"{len(found)} {purpose} tasks, {n_seeds} seeds; {apart} of them tell the layers apart"
+    yield title, HEADER, _ranked({way: pick for way, pick in every.items() if scored[way] == found}, found)
+    some = {way: pick for way, pick in every.items() if scored[way] != found}
+    if some:
+        fewest = min((scored[way] for way in some), key=len)
+        beside = {
+            way: every[way] for way in ("recommend_layers", "recommend_layers, trial", "everything", "head alone")
+        }
+        title = f"{len(fewest)} of these tasks, on which these ways are scored too"
+        yield title, HEADER, _ranked(some | beside, fewest)
     yield from _by_network(found)
     yield "Checks", ["check", "recommend_layers", "with a trial"], _checks(found)
+
+
+def _ranked(picks: dict[str, Pick], found: list[Run]) -> list[list[str]]:
+    """Return a row for each way to choose, by regret, and one for the noise floor."""
+    rows = [_row(way, pick, found) for way, pick in picks.items()]
+    floor = np.array([noise_floor(run) for run in found])
+    rows.append((floor.mean(), ["(best under the other seeds)", f"{floor.mean():.2f}", interval(floor), *["-"] * 5]))
+    return [row for _, row in sorted(rows, key=lambda row: row[0])]
+
+
+def _row(way: str, pick: Pick, found: list[Run]) -> tuple[float, list[str]]:
+    numbers = np.array([measured(run, pick) for run in found])
+    estimator, _, how = way.partition(":")
+    what = "raw" if "unknown data alone" in way else "needs"
+    key = ADVISED.get(estimator, estimator.removesuffix(", unknown data alone"))
+    said = [s[key] for run in found for s in run.scores if key in s] if how in ("", " top") else []
+    rho = ["-", "-"]
+    if said and key not in ("with a trial", "without labels"):
+        apart = [run for run in found if run.tells_apart()]
+        rho = [f"{np.nanmean([correlation(run, key, what) for run in some]):.2f}" for some in (found, apart)]
+    seconds = [record["seconds"] for record in said if "seconds" in record]
+    return numbers[:, 0].mean(), [
+        way,
+        f"{numbers[:, 0].mean():.2f}",
+        interval(numbers[:, 0]),
+        f"{numbers[:, 1].mean():.0%}",
+        f"{numbers[:, 2].mean():.0%}",
+        *rho,
+        f"{np.median(seconds):.2f}" if seconds else "-",
+    ]
 
 
 def _by_network(found: list[Run]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
@@ -291,7 +307,8 @@ def _checks_of(found: list[Run], name: str) -> dict[str, str]:
     ratios: dict[str, list[float]] = {run.key.split("/")[0]: [] for run in found}
     for run, sweep, record in said:
         total = sum(policy["seconds"] for policy in sweep["policies"].values())
-        ratios[run.key.split("/")[0]].append(record["seconds"] / total)
+        if "seconds" in record:  # of runs on a machine that was busy, none is kept
+            ratios[run.key.split("/")[0]].append(record["seconds"] / total)
     return {
         "held-out known data gets the verdict none": f"{sum(null)} of {len(null)}",
         "the damaged layer is advised, not everything, where the best policy has it": f"{sum(contains)} of "

@@ -20,17 +20,13 @@ def unpacked_attention(model: nn.Module) -> Iterator[None]:
     Its own forward hands the weights to a function, so that no hook sees what goes into a projection. Here the weight
     for queries, keys and values belongs to an ``nn.Linear`` too, and that one and ``out_proj`` are called, with samples
     first. What is attended to is computed by the same function of torch. Of attention to something else than itself,
-    and of classes derived from it, nothing changes.
+    of classes derived from it, and where a call would not do what the function does, nothing changes.
 
     Parameters
     ----------
     model : nn.Module
     """
-    plain = [
-        module
-        for module in model.modules()
-        if type(module) is nn.MultiheadAttention and module._qkv_same_embed_dim and "forward" not in vars(module)
-    ]
+    plain = [module for module in model.modules() if type(module) is nn.MultiheadAttention and _can_be_called(module)]
     try:
         for module in plain:
             linear = nn.Linear(module.embed_dim, 3 * module.embed_dim, bias=False, device="meta")
@@ -50,6 +46,18 @@ def projection_of(module: nn.Module, attribute: str) -> tuple[nn.Module, str]:
     if attribute in ("in_proj_weight", "in_proj_bias") and _INSIDE in module._modules:
         return module.get_submodule(_INSIDE), attribute.removeprefix("in_proj_")
     return module, attribute
+
+
+def _can_be_called(module: nn.MultiheadAttention) -> bool:
+    """Tell whether projections, if called, do no more than multiply by their weights, which are parameters.
+
+    The function passes over hooks of ``out_proj`` and a forward of its own; pruned weights are no parameters.
+    """
+    out = module.out_proj
+    hooks = (out._forward_pre_hooks, out._forward_hooks, out._backward_pre_hooks, out._backward_hooks)
+    linear = getattr(out.forward, "__func__", None) is nn.Linear.forward and not any(hooks)
+    packed = module._qkv_same_embed_dim and {"in_proj_weight", "in_proj_bias"} <= module._parameters.keys()
+    return linear and packed and "forward" not in vars(module)
 
 
 def _unpacked(module: nn.MultiheadAttention, linear: nn.Linear) -> Callable[..., Any]:
