@@ -758,3 +758,15 @@ def test_input_layer_that_does_not_run_is_refused(mlp):
     model.first.idle = nn.Embedding(5, 3)
     with unchanged(model), pytest.raises(LayerNotRunError, match=r"input layer 'first\.idle' does not run"):
         find_layers(model, torch.zeros(4, 3), input_layer="first.idle")
+
+
+def test_layers_are_a_table():
+    """Layers print as a table with shapes and parameters, in notebooks too, and unused parameters are named."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    model.register_parameter("spare", nn.Parameter(torch.zeros(3)))
+    found = find_layers(model, torch.zeros(4, 1, 4, 4), head="3")
+    lines = str(found).splitlines()
+    assert lines[2].split()[:7] == ["0", "2", "x", "2", "x", "2", "20"]
+    assert lines[3].split()[:4] == ["3", "(head)", "-", "18"]
+    assert lines[4] == "Not used by the forward pass: spare."
+    assert "<td>2 x 2 x 2</td>" in found._repr_html_()

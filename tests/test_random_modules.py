@@ -49,6 +49,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using .*non-full backward hook"),
     pytest.mark.filterwarnings("ignore:For backward hooks to be called"),
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:Training one layer changes another"),
 ]
 
 

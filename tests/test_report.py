@@ -1,14 +1,16 @@
-"""Figures and pages from results."""
+"""Pages and notebooks: what people see of results."""
 
-import io
+import json
+import math
 import sys
 from dataclasses import replace
-from xml.dom import minidom
+from html import escape
 
 import numpy as np
 import pytest
 import torch
-from networks import classifier
+from jinja2 import UndefinedError
+from networks import classifier, samples
 from sweeping import apart
 from test_trying_out import moved
 
@@ -29,112 +31,6 @@ def advice():
     X, y = torch.randn(80, 4), [HOSTILE, "b"] * 40
     shift = torch.tensor([[3.0 if label == HOSTILE else 0.0] for label in y])
     return rs.recommend_layers(model, (X + shift, y), (X - shift, y), random_state=0)
-
-
-def texts(figure):
-    return [text.get_text() for ax in figure.axes for text in (ax.title, ax.xaxis.label, ax.yaxis.label)]
-
-
-def test_needs_are_drawn(advice):
-    """Every layer has its place, and the axis says the unit."""
-    figure = plotting.plot_needs(advice)
-    (ax,) = figure.axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == [row.name for row in advice.table]
-    assert ax.get_xlabel() == "need (nats), with 90 % interval"
-    assert advice.verdict in ax.get_title()
-    drawn = {float(x) for line in ax.lines for x in np.atleast_1d(line.get_xdata())}
-    assert all(any(abs(x - row.need) < 1e-9 for x in drawn) for row in advice.table)
-
-
-def test_class_needs_are_drawn(advice):
-    """The heat map shows the need of every class at every layer, whatever the classes are called."""
-    figure = plotting.plot_class_needs(advice.scores[0])
-    shown = [text.get_text() for text in figure.axes[0].texts]
-    assert shown == [f"{need:.2f}" for need in advice.scores[0].per_class.ravel()]
-    figure.canvas.draw()
-
-
-def test_estimators_are_drawn_side_by_side(advice):
-    """Every estimator has a panel with a need for every layer; the layers are named once."""
-    figure = plotting.plot_estimators(advice)
-    assert [ax.get_title() for ax in figure.axes] == ["TangentProbe", "ActivationSpread"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row.name for row in advice.table]
-    assert {label.get_text() for label in figure.axes[1].get_yticklabels()} == {""}
-    for ax, name in zip(figure.axes, advice.table[0].needs, strict=True):
-        drawn = next(line for line in ax.lines if len(line.get_xdata()) == len(advice.table)).get_xdata()
-        np.testing.assert_allclose(drawn, [row.needs[name] for row in advice.table])
-
-
-def test_cost_is_drawn(advice):
-    """Every layer and the head have a bar of their share of the parameters, and what is trained is said."""
-    figure = plotting.plot_cost(advice)
-    widths = sorted(bar.get_width() for bar in figure.axes[0].patches)
-    np.testing.assert_allclose(widths, sorted(100 * row.share for row in (*advice.table, advice.head)))
-    assert f"{advice.cost['parameters']:.1%} of the parameters" in figure.get_suptitle()
-
-
-def test_many_layers_have_no_numbers(advice):
-    """A heat map of many layers is drawn without numbers, in which they could not be read."""
-    scores = replace(
-        advice.scores[0], layers=tuple(f"layer {n}" for n in range(24)), per_class=np.ones((2, 24)), classes=("a", "b")
-    )
-    figure = plotting.plot_class_needs(scores)
-    assert len(figure.axes[0].texts) == 0
-    assert figure.get_figwidth() < 12
-
-
-def test_names_that_cannot_be_printed(advice):
-    """Control characters in names are written as escapes, so that the picture stays a picture."""
-    table = tuple(replace(row, name="a\x1b\n\x00") for row in advice.table)
-    figure = plotting.plot_cost(replace(advice, table=table))
-    assert figure.axes[0].get_yticklabels()[0].get_text() == r"a\x1b\n\x00"
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
-    minidom.parseString(buffer.getvalue())
-
-
-def test_reconstructions_in_colour():
-    """Images with three colours are drawn as they are."""
-    images = np.random.default_rng(0).uniform(0, 1, size=(2, 4, 4, 3))
-    figure = plotting.plot_reconstructions(images, {"conv1": images + 0.5}, ["a", "b"], ["a"])
-    drawn = [ax.images[0].get_array() for ax in figure.axes]
-    np.testing.assert_allclose(drawn[0], images[0])
-    assert drawn[2].max() <= 1
-
-
-def test_maps_tell_known_from_unknown():
-    """Known classes are rings, unknown ones are filled."""
-    points = np.arange(12.0).reshape(6, 2)
-    figure = plotting.plot_maps({"a": points, "b": points}, ["k", "u", "k", "u", "k", "u"], ["k"])
-    known, unknown = figure.axes[0].collections
-    assert len(known.get_facecolors()) == 0
-    assert len(unknown.get_facecolors()) > 0
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["k (known)", "u (unknown)"]
-    assert len(figure.axes) == 2
-
-
-def test_reconstructions_share_a_grey_scale():
-    """Originals and reconstructions are drawn on one scale, labelled by class and by method."""
-    images = np.stack([np.zeros((3, 3)), np.ones((3, 3))])
-    figure = plotting.plot_reconstructions(images, {"method": images / 2}, ["k", "u"], ["k"])
-    assert {ax.images[0].get_clim() for ax in figure.axes} == {(0.0, 1.0)}
-    assert figure.axes[0].get_title() == "k\nknown"
-    assert figure.axes[2].get_ylabel() == "method"
-
-
-def test_losses_are_drawn():
-    """Every curve is drawn, also where there are more than colours."""
-    curves = {f"curve {i}": np.linspace(2, 1, 5) for i in range(10)}
-    figure = plotting.plot_losses(curves, x_label="step", y_label="loss (no unit)")
-    assert len(figure.axes[0].lines) == 10
-    assert texts(figure)[1:] == ["step", "loss (no unit)"]
-
-
-def test_figures_are_saved_twice(advice, tmp_path):
-    """A figure is written as PNG and as SVG."""
-    png, svg = plotting.save_figure(plotting.plot_needs(advice), tmp_path, "needs")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in svg.read_text()
 
 
 def test_page_escapes_every_text(advice):
@@ -178,25 +74,50 @@ def test_missing_extra_is_named(monkeypatch, module, extra, call):
         call()
 
 
-def sections_of(page):
-    return [title.split("</h2>")[0] for title in page.split("<h2 ")[1:]]
+def titles_of(page):
+    """Return the titles of a page's sections."""
+    return [part.split(">", 1)[1].split("</h2>")[0] for part in page.split("<h2 ")[1:]]
 
 
 def test_report_of_a_recommendation(advice, tmp_path):
     """One page has the advice, the forecast, the estimators, the cost, and how it was made; every text is escaped."""
     page = advice.report(tmp_path / "advice.html", title=HOSTILE).read_text(encoding="utf-8")
-    assert [title.split(">")[1] for title in sections_of(page)] == [
+    assert titles_of(page) == [
         "The advice",
+        "Class by class",
         "The forecast",
-        "The estimators side by side",
+        "What was measured",
         "The cost",
         "What it does not know, and how it was made",
     ]
     assert "<script" not in page
     assert "&lt;script&gt;alert(" in page
     assert advice.versions["torch"] in page
+    assert all(escape(text) in page for text in (advice.summary(), *advice.estimators))
     assert page.count("data:image/svg+xml;base64,") == 6
+    assert "The forecast is that of a short training" in page
+    assert "A need tells that" not in page
     assert [file.name for file in tmp_path.iterdir()] == ["advice.html"]
+
+
+def test_report_replaces_an_older_one(advice, tmp_path):
+    """A page that is there is replaced; where the new one cannot be made, it stays."""
+    path = tmp_path / "advice.html"
+    path.write_text("old")
+    with pytest.raises(UndefinedError, match="paragraphs"):
+        advice.report(path, sections=["no section"])
+    assert path.read_text() == "old"
+    assert advice.report(str(path)) == path
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_report_with_sections_of_ones_own(advice, tmp_path):
+    """Sections that are given stand at the end, escaped as all are."""
+    mine = Section("My data", [HOSTILE], [Table("", ["name"], [["<b>"]])])
+    page = advice.report(tmp_path / "advice.html", sections=[mine]).read_text(encoding="utf-8")
+    assert titles_of(page)[-1] == "My data"
+    assert "<script" not in page
+    assert "&lt;b&gt;" in page
 
 
 def test_report_with_a_sweep_and_a_trial(tmp_path):
@@ -207,28 +128,182 @@ def test_report_with_a_sweep_and_a_trial(tmp_path):
     assert rec.trial is not None
     sweep = rec.verify(model, known, unknown, n_seeds=1, random_state=0, **options)
     page = rec.report(tmp_path / "advice.html", sweep=sweep).read_text(encoding="utf-8")
-    assert "Tried out" in " ".join(sections_of(page))
-    assert "Retrained and tested" in " ".join(sections_of(page))
+    assert {"Tried out", "Retrained and tested"} <= {*titles_of(page)}
+    assert escape(sweep.summary()) in page
 
 
 def test_report_without_a_forecast(tmp_path):
-    """Without labels, and by one estimator, the page is shorter."""
-    model = classifier()
+    """Without labels there is no forecast, nothing class by class, and no word of what a forecast leaves open."""
     X = torch.randn(60, 4)
-    rec = rs.recommend_layers(model, X, X + 1, random_state=0)
+    rec = rs.recommend_layers(classifier(), X, X + 1, random_state=0)
     page = rec.report(tmp_path / "advice.html").read_text(encoding="utf-8")
-    assert not {"The forecast", "Tried out", "The estimators side by side"} & {
-        title.split(">")[1] for title in sections_of(page)
-    }
+    ends = ["The cost", "What it does not know, and how it was made"]
+    assert titles_of(page) == ["The advice", "What was measured", *ends]
+    assert "The forecast is that of" not in page
+    assert "A need tells that" in page
+
+
+def test_report_of_one_layer_and_estimators(tmp_path):
+    """One layer, measured by estimators that were given, has a page, with the measures of each."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    known, unknown = samples(), samples(seed=1)
+    estimators = [kind(model, random_state=0) for kind in (rs.ActivationSpread, rs.TangentProbe)]
+    rec = rs.recommend_layers(model, known, unknown, estimators=estimators)
+    page = rec.report(tmp_path / "advice.html").read_text(encoding="utf-8")
+    assert len(rec.table) == 1
+    assert "The forecast" not in titles_of(page)
+    assert all(escape(scores.as_table().title) in page for scores in rec.scores)
 
 
 def test_report_of_many_classes(tmp_path):
-    """Of many classes those of greatest need are drawn, and how many there are is said."""
-    X, y = torch.randn(120, 4), [f"class {n % 30}" for n in range(120)]
-    rec = rs.recommend_layers(classifier(), (X, y), (X + torch.randn(120, 4), y), random_state=0)
+    """Of many classes those of greatest need are drawn and listed, and how many there are is said."""
+    X, y = torch.randn(800, 4), [f"class {n % 200}" for n in range(800)]
+    rec = rs.recommend_layers(classifier(), (X, y), (X + torch.randn(800, 4), y), random_state=0)
+    scores = rec.scores[-1]
     section = advice_section(rec)
-    assert "the 20 neediest of 30 classes" in section.pictures[-1].caption
+    assert "the 20 neediest of 200 classes" in section.pictures[-1].caption
     labels = [label.get_text() for label in section.pictures[-1].figure.axes[0].get_yticklabels()]
     assert len(labels) == 20
-    needs = dict(zip(rec.scores[-1].classes, rec.scores[-1].per_class.max(axis=1), strict=True))
-    assert min(needs[label] for label in labels) >= sorted(needs.values())[9]
+    needs = dict(zip(scores.classes, np.nan_to_num(scores.per_class, nan=-np.inf).max(axis=1), strict=True))
+    assert min(needs[label] for label in labels) >= sorted(needs.values())[-20]
+    page = rec.report(tmp_path / "advice.html").read_text(encoding="utf-8")
+    assert "Shown are 20 of 200 classes, those of the greatest need." in page
+    by_class = page.split("Class by class</h2>")[1].split("</table>")[0]
+    assert by_class.count("<tr>") == 21
+
+
+# What version 0.1 wrote, without what came later.
+OLDEST = {
+    "retrainscope": "Recommendation",
+    "schema": 1,
+    "result": {
+        "layers": ["0"],
+        "head": {
+            "name": "2",
+            "verdict": "retrain",
+            "need": None,
+            "interval": [None, None],
+            "needs": [],
+            "intervals": [],
+            "n_parameters": 18,
+            "share": 0.25,
+            "parameters": ["2.weight", "2.bias"],
+            "buffers": [],
+        },
+        "verdict": "all",
+        "per_class": [[7, ["0"]], ["eight", []]],
+        "table": [
+            {
+                "name": "0",
+                "verdict": "retrain",
+                "need": 0.5,
+                "interval": [0.25, 0.75],
+                "needs": [["ActivationSpread", 0.5]],
+                "intervals": [["ActivationSpread", [0.25, 0.75]]],
+                "n_parameters": 54,
+                "share": 0.75,
+                "parameters": ["0.weight", "0.bias"],
+                "buffers": [],
+            }
+        ],
+        "scores": [
+            {
+                "estimator": "ActivationSpread",
+                "measure": "within-class share of the variance",
+                "unit": "no unit",
+                "reference_name": "input",
+                "layers": ["0"],
+                "values": {"shape": [1], "values": [0.5]},
+                "interval": {"shape": [1, 2], "values": [0.25, 0.75]},
+                "classes": [7, "eight"],
+                "per_class": {"shape": [2, 1], "values": [0.75, None]},
+                "per_class_interval": {"shape": [2, 1, 2], "values": [0.5, 1.0, None, None]},
+                **{
+                    name: {"shape": [1], "values": [0.5]}
+                    for name in ("known", "unknown", "known_reference", "unknown_reference")
+                },
+                "known_classes": [1, 2],
+                **{
+                    f"{side}_per_class{what}": {"shape": [2, 1], "values": [0.5, 0.5]}
+                    for side in ("known", "unknown")
+                    for what in ("", "_reference")
+                },
+                "n_samples": [80, 90],
+                "one_sided": False,
+            }
+        ],
+        "cost": [["parameters", 1.0], ["backward", 1.0]],
+        "threshold": 0.15,
+        "estimators": ["ActivationSpread()"],
+        "versions": [["retrainscope", "0.1.0"]],
+    },
+}
+
+
+def test_advice_of_an_older_version(tmp_path):
+    """Advice that was saved before results had all that they have now can be loaded, read and reported."""
+    (tmp_path / "old.json").write_text(json.dumps(OLDEST))
+    rec = rs.Recommendation.load(tmp_path / "old.json")
+    assert (rec.forecast, rec.trial, rec.reason, rec.notes) == (None, None, "", ())
+    assert math.isnan(rec.table[0].agreement)
+    assert rec.scores[0].class_sizes == ((0, 0), (0, 0))
+    assert rec.per_class == {7: ("0",), "eight": ()}
+    assert rec.summary().startswith("Verdict: all. Retrain 0, 2: 100.0% of the parameters")
+    page = rec.report(tmp_path / "advice.html").read_text(encoding="utf-8")
+    assert "Made by retrainscope 0.1.0." in page
+    assert '<td data-name="class">eight</td><td data-name="layers">none</td>' in page
+    rec.save(tmp_path / "new.json")
+    assert str(rs.Recommendation.load(tmp_path / "new.json")) == str(rec)
+
+
+def test_no_result_is_dumped_in_a_notebook(advice):
+    """Every public result shows itself as a table, with names escaped."""
+    model, X = classifier(), torch.rand(5, 4)
+    inverted = rs.invert_layers(model, X, ["0"], random_state=0)["0"]
+    results = [advice, *advice.scores, advice.forecast, advice.table[0], rs.find_layers(model, X), inverted]
+    for result in results:
+        page = result._repr_html_()
+        assert page.startswith("<table>")
+        assert "<script" not in page
+        assert "tensor(" not in page + str(result)
+
+
+def test_advice_for_a_layer_is_a_table(advice):
+    """The advice for one layer shows its verdict, needs, interval and parameters."""
+    row = replace(
+        advice.table[0],
+        name="<b>",
+        verdict="keep",
+        need=0.5,
+        interval=(0.25, 1.0),
+        needs={"A": 0.125},
+        n_parameters=1200,
+        share=0.5,
+    )
+    assert [line.split("  ")[-1].strip() for line in str(row).splitlines()] == [
+        "<b>",
+        "-" * len("0.50, 90 % interval [0.25, 1.00]"),
+        "keep",
+        "0.50, 90 % interval [0.25, 1.00]",
+        "0.12",
+        "1,200, 50.0% of all",
+    ]
+    assert "<th>&lt;b&gt;</th>" in row._repr_html_()
+
+
+def test_inversion_is_a_table():
+    """What was rebuilt shows the lowest, the median and the highest error, and how many samples diverged."""
+    error = torch.tensor([0.25, 1.0, 4.0])
+    found = rs.Inversion(
+        inputs=torch.zeros(3, 1, 2),
+        input_error=error,
+        feature_error=error / 100,
+        losses=torch.zeros(3, 9),
+        n_iter=torch.tensor([3, 9, 9]),
+        diverged=torch.tensor([True, False, False]),
+    )
+    title, _, _, *rows, note = str(found).splitlines()
+    assert title == "3 inputs of shape (1, 2)"
+    assert [row.split()[-3:] for row in rows] == [["0.25", "1", "4"], ["0.0025", "0.01", "0.04"], ["3", "9", "9"]]
+    assert note == "1 of them diverged."

@@ -8,6 +8,7 @@ from networks import Failing, TokenNet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
+import retrainscope as rs
 from retrainscope import sample_gradients as module
 from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.lending import borrow
@@ -383,3 +384,31 @@ def test_a_module_of_two_names_and_a_recurrent_one_are_given_back():
         for part, table in held:
             assert all(part._parameters[name] is tensor for name, tensor in table.items())
         assert all(vars(model)[name] is kept for name, kept in lists.items())
+
+
+def _product(output: Tensor, target: Tensor) -> Tensor:
+    return (output * target).sum()
+
+
+class Overwriting(nn.Module):
+    """Adds to its input in place what a layer has made of it, which that layer needs for its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.layer(x)
+        return x
+
+
+def test_a_model_that_cannot_be_trained():
+    """A model that overwrites what its gradients need is refused with what to do, and the input is as it was."""
+    model, X = Overwriting(), torch.randn(3, 4)
+    before = X.clone()
+    with pytest.raises(UnsupportedModelError, match=r"overwrites in place .* x = x \+ y instead of x \+= y"):
+        summed_gradient(model, X.clone(), torch.ones(3, 4), _product, {"a": ["layer.weight"]})
+    net = nn.Sequential(model, nn.Linear(4, 2))
+    with pytest.raises(UnsupportedModelError, match="overwrites in place"):
+        rs.recommend_layers(net, (X.repeat(10, 1), [0, 1, 0] * 10), (X.repeat(10, 1), [0, 1, 0] * 10), random_state=0)
+    assert torch.equal(X, before)

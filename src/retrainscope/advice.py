@@ -1,6 +1,7 @@
 """`Recommendation`: the advice, as a person reads it and as it is kept."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +19,8 @@ from retrainscope.trials import LayerSweep
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from retrainscope.report import Section
 
 __all__ = ["KEEP", "RETRAIN", "UNDECIDED", "LayerAdvice", "Recommendation"]
 
@@ -65,6 +68,22 @@ class LayerAdvice:
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     agreement: float = math.nan
+
+    def __str__(self) -> str:
+        return str(self.as_table())
+
+    def _repr_html_(self) -> str:
+        return self.as_table()._repr_html_()
+
+    def as_table(self) -> Table:
+        """Return one row for each thing that is known of the layer."""
+        rows = [
+            ["verdict", self.verdict],
+            ["need (nats)", f"{number_text(self.need)}, 90 % interval {interval_text(self.interval)}"],
+            *([f"need by {name} (nats)", number_text(need)] for name, need in self.needs.items()),
+            ["parameters", f"{self.n_parameters:,}, {self.share:.1%} of all"],
+        ]
+        return Table("", ["layer", self.name], rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +224,12 @@ class Recommendation:
         return replace(sweep, advised=advised)
 
     def report(
-        self, path: str | Path, *, title: str = "Which layers to retrain", sweep: LayerSweep | None = None
+        self,
+        path: str | Path,
+        *,
+        title: str = "Which layers to retrain",
+        sweep: LayerSweep | None = None,
+        sections: Sequence["Section"] = (),
     ) -> Path:
         """Write one self-contained HTML page: the advice in words, tables and figures, and how it was made.
 
@@ -216,6 +240,8 @@ class Recommendation:
         title : str
         sweep : LayerSweep, optional
             Of `verify`, to be shown beside the advice.
+        sections : sequence of retrainscope.report.Section
+            Your own, to stand at the end: paragraphs, tables and figures.
 
         Returns
         -------
@@ -229,8 +255,8 @@ class Recommendation:
         """
         from retrainscope.report import advice_sections, write_report
 
-        footer = f"Made by retrainscope {self.versions['retrainscope']}."
-        return write_report(path, title, advice_sections(self, sweep=sweep), footer=footer)
+        footer = f"Made by retrainscope {self.versions.get('retrainscope', '')}".rstrip() + "."
+        return write_report(path, title, [*advice_sections(self, sweep=sweep), *sections], footer=footer)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a layer, the head last, as a pandas DataFrame.

@@ -12,7 +12,7 @@ from retrainscope.attention import projection_of, unpacked_attention
 from retrainscope.batches import Batches, Inputs
 from retrainscope.broadcasting import Broadcasts
 from retrainscope.gradient_rules import Call, Rule, broadcast_rule, has_rule, random_signs, rule_for
-from retrainscope.sample_gradients import differentiable, rows_of, sample_gradients
+from retrainscope.sample_gradients import differentiable, gradients_of, rows_of, sample_gradients
 from retrainscope.tracing import call_model
 
 __all__ = ["gradient_features"]
@@ -222,7 +222,7 @@ def _recorded(calls: Mapping[nn.Module | Tensor, list[Call]]) -> Iterator[None]:
 def _gradients(total: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradient with respect to each tensor, 0 where there is none; the graph is kept."""
     able = [tensor for tensor in tensors if tensor.requires_grad] if total.requires_grad else []
-    found = torch.autograd.grad(total, able, retain_graph=True, allow_unused=True) if able else ()
+    found = gradients_of(total, able, retain_graph=True) if able else ()
     by_id = {id(tensor): gradient for tensor, gradient in zip(able, found, strict=True) if gradient is not None}
     return [by_id[id(tensor)] if id(tensor) in by_id else torch.zeros_like(tensor) for tensor in tensors]
 

@@ -14,6 +14,7 @@ from retrainscope.batches import Batch, as_batches
 from retrainscope.dryrun import DryRun, dry_run, first_samples, is_inside, measurable_modules
 from retrainscope.exceptions import LayerNotFoundError, LayerNotRunError, ReusedLayerError, UnsupportedModelError
 from retrainscope.lending import borrow, model_place
+from retrainscope.tables import Table
 from retrainscope.tokens import find_token_axes, unclear_tokens
 from retrainscope.tracing import check_calls, named_layers, run_layers
 
@@ -62,6 +63,27 @@ class Layers:
     flops: dict[str, int]
     unused: tuple[str, ...]
     token_axes: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return str(self.as_table())
+
+    def _repr_html_(self) -> str:
+        return self.as_table()._repr_html_()
+
+    def as_table(self) -> Table:
+        """Return one row a layer, the head last."""
+        rows = [
+            [
+                name,
+                " x ".join(map(str, self.shapes[name])) if name in self.shapes else "-",
+                f"{self.n_parameters[name]:,}",
+                f"{self.flops[name]:,}",
+            ]
+            for name in (*self.names, self.head)
+        ]
+        rows[-1][0] += " (head)"
+        note = f"Not used by the forward pass: {', '.join(self.unused)}." if self.unused else ""
+        return Table("", ["layer", "output", "parameters", "operations"], rows, note=note)
 
 
 def find_layers(

@@ -22,6 +22,7 @@ from retrainscope.features import Features, features_up_to, keeping_padding, rea
 from retrainscope.lending import borrow, model_place
 from retrainscope.padding import broad_mask, joined_tokens
 from retrainscope.progress import progress_bar
+from retrainscope.tables import Table
 from retrainscope.tracing import check_calls, gradient_break, named_layers, run_layers
 
 __all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_layers"]
@@ -56,6 +57,24 @@ class Inversion:
     losses: Tensor
     n_iter: Tensor
     diverged: Tensor
+
+    def __str__(self) -> str:
+        return str(self.as_table())
+
+    def _repr_html_(self) -> str:
+        return self.as_table()._repr_html_()
+
+    def as_table(self) -> Table:
+        """Return the lowest, the median and the highest error and number of steps."""
+        measured = {"input error": self.input_error, "feature error": self.feature_error, "steps": self.n_iter}
+        rows = [
+            [name, *(f"{float(value):.4g}" for value in np.quantile(values.double().numpy(), (0, 0.5, 1)))]
+            for name, values in measured.items()
+        ]
+        title = f"{len(self.inputs)} inputs of shape {tuple(self.inputs.shape[1:])}"
+        n_diverged = int(self.diverged.sum())
+        note = f"{n_diverged} of them diverged." if n_diverged else ""
+        return Table(title, ["of a sample", "lowest", "median", "highest"], rows, note=note)
 
 
 @dataclass(frozen=True)

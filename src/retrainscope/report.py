@@ -30,9 +30,17 @@ if TYPE_CHECKING:
 __all__ = ["Picture", "Section", "advice_section", "advice_sections", "check_extras", "render", "write_report"]
 
 _MOST_CLASSES = 20  # in a table or heat map
-_LIMITS = (
+_FITS_A_PHONE = 7.2  # inches
+_REM_AN_INCH = 4.5  # of wider figures, so that their letters can be read
+_FORECAST_LIMIT = (
     "The forecast is that of a short training near the start, on as many samples as were given; with much new data and "
-    "long training, retraining more wins in the end.",
+    "long training, retraining more wins in the end."
+)
+_NEED_LIMIT = (
+    "A need tells that the unknown data looks other to a layer than the known does, and not how much retraining it "
+    "would gain."
+)
+_LIMITS = (
     "Intervals are about samples, taken as independent unless groups were given, and say nothing about other classes.",
     "rec.verify(model, known, unknown) retrains by every choice of layers, and proves or refutes the advice.",
 )
@@ -47,9 +55,10 @@ class Picture:
     figure: "Figure"
 
     @property
-    def wide(self) -> bool:
-        """Whether the figure is too wide for a phone, and is to be scrolled there."""
-        return float(self.figure.get_figwidth()) > 7
+    def least_width(self) -> float:
+        """How wide the figure is at least, in rem; it is scrolled where the page is narrower. 0: as the page is."""
+        width = float(self.figure.get_figwidth())
+        return _REM_AN_INCH * width if width > _FITS_A_PHONE else 0.0
 
     @property
     def source(self) -> str:
@@ -81,7 +90,13 @@ def advice_section(advice: Recommendation, *, title: str = "The advice") -> Sect
     -------
     Section
     """
-    pictures = [Picture("needs", "Need of every layer with its 90 % interval, and the verdict.", plot_needs(advice))]
+    pictures = [
+        Picture(
+            "needs",
+            "Need of every layer with its 90 % interval (hollow: there is none), and the verdict.",
+            plot_needs(advice),
+        )
+    ]
     if advice.forecast is not None:
         words = "Forecast accuracy of every choice of layers, with its 90 % interval."
         pictures.append(Picture("forecast", words, plot_policies(advice.forecast)))
@@ -110,22 +125,42 @@ def advice_sections(advice: Recommendation, *, sweep: LayerSweep | None = None) 
     list of Section
     """
     sections = [advice_section(advice)]
+    if advice.per_class:
+        sections.append(_class_section(advice))
     if advice.forecast is not None:
         sections.append(Section("The forecast", tables=[advice.forecast.as_table()]))
     for title, tried in (("Tried out", advice.trial), ("Retrained and tested", sweep)):
         if tried is not None:
             picture = Picture(title.lower().replace(" ", "-"), "Accuracy by choice of layers.", plot_policies(tried))
             sections.append(Section(title, [tried.summary()], [tried.as_table()], [picture]))
-    if len(advice.scores) > 1:
-        pictures = [Picture("estimators", "Need of every layer by each estimator.", plot_estimators(advice))]
-        sections.append(Section("The estimators side by side", pictures=pictures))
-    cost = [Picture("cost", "Where the parameters are, and which of them are trained.", plot_cost(advice))]
-    sections.append(Section("The cost", pictures=cost))
+    if advice.scores:
+        words = "Need of every layer by each estimator, on a scale of its own, and what the advice goes by."
+        pictures = [Picture("estimators", words, plot_estimators(advice))] if len(advice.scores) > 1 else []
+        tables = [scores.as_table() for scores in advice.scores]
+        sections.append(Section("What was measured", tables=tables, pictures=pictures))
+    words = "What is trained, against the head alone and everything; and where the parameters are."
+    sections.append(Section("The cost", pictures=[Picture("cost", words, plot_cost(advice))]))
+    limits = [_NEED_LIMIT if advice.forecast is None else _FORECAST_LIMIT, *_LIMITS]
     made_by = Table("", ["what", "value"], [["estimator", text] for text in advice.estimators]
                     + [["threshold (nats)", f"{advice.threshold:g}"]]
                     + [[name, version] for name, version in advice.versions.items()], wordy=True)  # fmt: skip
-    sections.append(Section("What it does not know, and how it was made", _LIMITS, [made_by]))
+    sections.append(Section("What it does not know, and how it was made", limits, [made_by]))
     return sections
+
+
+def _class_section(advice: Recommendation) -> Section:
+    """Show for each class which layers it stands out at."""
+    scores = next((s for s in advice.scores if s.classes == tuple(advice.per_class)), None)
+    shown = [*advice.per_class][:_MOST_CLASSES] if scores is None else _neediest(scores).classes
+    rows = [[str(label), ", ".join(advice.per_class[label]) or "none"] for label in shown]
+    n = len(advice.per_class)
+    note = f"Shown are {len(rows)} of {n} classes, those of the greatest need." if n > len(rows) else ""
+    words = (
+        f"Layers at which the need for a class of the unknown data lies above {advice.threshold:g} nats with its whole "
+        "interval. Classes differ by themselves, known ones too, so this tells which class stands out, not what it "
+        "alone would need."
+    )
+    return Section("Class by class", [words], [Table("", ["class", "layers"], rows, note=note, wordy=True)])
 
 
 def _neediest(scores: LayerScores) -> LayerScores:
@@ -171,9 +206,10 @@ def render(title: str, sections: Sequence[Section], *, footer: str = "") -> str:
         If jinja2 or matplotlib is not installed.
     """
     check_extras()
-    from jinja2 import Environment
+    from jinja2 import Environment, StrictUndefined
 
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string(_PAGE)
     return template.render(title=title, sections=sections, footer=footer)
 
 
@@ -200,7 +236,7 @@ _PAGE = """\
   :root { --ink: #e6edf3; --soft: #9da7b3; --page: #0d1117; --line: #30363d; --band: #161b22; --link: #79b8ff; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; padding: 1rem; max-width: 66rem; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.2; }
 h2 { font-size: 1.25rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
@@ -208,16 +244,17 @@ a { color: var(--link); }
 nav ul { padding-left: 1.2rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
 .words td { min-width: 7rem; max-width: 18rem; }
 .words td:first-child { min-width: 0; }
+.words td:nth-child(2):last-child { max-width: 40rem; }
 thead th { border-bottom: 2px solid var(--line); }
 tbody tr:nth-child(even) { background: var(--band); }
-th, td { overflow-wrap: normal; white-space: nowrap; } .words td { white-space: normal; }
-tbody td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 18rem; }
+th, td { overflow-wrap: normal; white-space: nowrap; } .words td { white-space: normal; overflow-wrap: anywhere; }
+thead th { max-width: 12rem; overflow: hidden; text-overflow: ellipsis; }
+tbody td:first-child { white-space: normal; overflow-wrap: anywhere; max-width: 18rem; }
 figure { overflow-x: auto; }
-.wide img { min-width: 44rem; }
 @media (max-width: 44rem) {
   .words thead { display: none; }
   .words, .words tbody, .words tr, .words td { display: block; max-width: none; border: 0; }
@@ -248,8 +285,13 @@ figcaption, footer, .note { color: var(--soft); font-size: .9rem; }
 <p class="title">{{ table.title }}</p>
 {% endif %}
 <div class="table" tabindex="0" role="region" aria-label="{{ table.title or section.title }}">
+{% set longest = (table.rows | map("first") | map("length") | list + [0]) | max %}
 <table{% if table.wordy %} class="words"{% endif %}>
-<thead><tr>{% for cell in table.header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
+<thead><tr>
+{% for cell in table.header %}
+<th scope="col"{% if loop.first %} style="min-width: min({{ longest }}ch, 13rem)"{% endif %}>{{ cell }}</th>
+{% endfor %}
+</tr></thead>
 <tbody>
 {% for row in table.rows %}
 <tr>{% for cell in row %}<td data-name="{{ table.header[loop.index0] }}">{{ cell }}</td>{% endfor %}</tr>
@@ -261,8 +303,9 @@ figcaption, footer, .note { color: var(--soft); font-size: .9rem; }
 
 {% endfor %}
 {% for picture in section.pictures %}
-<figure{% if picture.wide %} class="wide"{% endif %}>
-<img src="{{ picture.source }}" alt="{{ picture.caption }}">
+<figure{% if picture.least_width %} tabindex="0"{% endif %}>
+<img src="{{ picture.source }}" alt="{{ picture.caption }}"
+{% if picture.least_width %}style="min-width: {{ picture.least_width }}rem"{% endif %}>
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {% endfor %}

@@ -3,7 +3,7 @@
 import math
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.outputs import output_of
 from retrainscope.tracing import call_model
 
-__all__ = ["Objective", "differentiable", "rows_of", "sample_gradients", "summed_gradient"]
+__all__ = ["Objective", "differentiable", "gradients_of", "rows_of", "sample_gradients", "summed_gradient"]
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
@@ -183,11 +183,24 @@ def _gradients(
         outputs = _outputs(model, call_model(model, inputs), len(targets))
         total = torch.stack([objective(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
         if weights and total.requires_grad:
-            gradients = torch.autograd.grad(total, weights, allow_unused=True)
+            gradients = gradients_of(total, weights)
     return {
         name: torch.zeros_like(weight) if gradient is None else gradient
         for (name, weight), gradient in zip(asked.items(), gradients, strict=True)
     }
+
+
+def gradients_of(total: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool = False) -> tuple[Tensor | None, ...]:
+    """Go back from a total to some tensors, or say why a model cannot be gone back through."""
+    try:
+        return torch.autograd.grad(total, tensors, retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"The model overwrites in place what its own gradients need, so that it cannot be trained ({error}). "
+            "Let it make new tensors there, such as x = x + y instead of x += y."
+        ) from error
 
 
 def _raised_by_model(error: Exception) -> bool:
