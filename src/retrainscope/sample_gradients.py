@@ -195,7 +195,7 @@ def gradients_of(total: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool
     try:
         return torch.autograd.grad(total, tensors, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
-        if "inplace operation" not in str(error):
+        if "inplace" not in str(error):
             raise
         raise UnsupportedModelError(
             f"The model overwrites in place what its own gradients need, so that it cannot be trained ({error}). "
