@@ -10,11 +10,12 @@ from retrainscope.exceptions import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["MARKERS", "PALETTE", "new_figure", "save_figure", "short_name", "short_names"]
+__all__ = ["INCHES_A_LETTER", "MARKERS", "PALETTE", "new_figure", "save_figure", "short_name", "short_names"]
 
 # Okabe and Ito's colours, which the colour-blind tell apart; grey for their yellow, which is hard to see on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000")
 MARKERS = ("o", "s", "^", "D", "v")
+INCHES_A_LETTER = 0.085
 _MOST_LETTERS = 32
 
 

@@ -73,38 +73,25 @@ def gradient_features(
     Outer products: I. Goodfellow (2015), arXiv 1510.01799; G. Rochette, A. Manoel and E. Tramel (2019), arXiv
     1912.06015. Random signs: M. Charikar, K. Chen and M. Farach-Colton (2002), Finding frequent items in data streams.
     """
-    with unpacked_attention(body):
-        return _features(body, batches, directions, parameters, max_features=max_features, seed=seed, tick=tick)
-
-
-def _features(
-    body: nn.Module,
-    batches: Batches,
-    directions: Tensor,
-    parameters: Mapping[str, Sequence[str]],
-    *,
-    max_features: int,
-    seed: int,
-    tick: Callable[[int], Any],
-) -> dict[str, Tensor]:
     left: frozenset[str] = frozenset()
-    while True:
-        sketch = _Sketch(body, directions, parameters, left, max_features=max_features, seed=seed)
-        kept: dict[str, list[Tensor]] = {layer: [] for layer in parameters}
-        done = 0
-        try:
-            for batch in batches:
-                for start in range(0, len(batch), _CHUNK):
-                    stop = min(start + _CHUNK, len(batch))
-                    for layer, rows in sketch.rows(rows_of(batch.inputs, start, stop), stop - start).items():
-                        kept[layer].append(rows)
-                    tick((stop - start) * len(directions))
-                    done += (stop - start) * len(directions)
-        except _UnlikeError as error:  # from the start, since all rows need the same features
-            left |= error.names
-            tick(-done)
-        else:
-            return {layer: torch.cat(parts) for layer, parts in kept.items()}
+    with unpacked_attention(body):
+        while True:
+            sketch = _Sketch(body, directions, parameters, left, max_features=max_features, seed=seed)
+            kept: dict[str, list[Tensor]] = {layer: [] for layer in parameters}
+            done = 0
+            try:
+                for batch in batches:
+                    for start in range(0, len(batch), _CHUNK):
+                        stop = min(start + _CHUNK, len(batch))
+                        for layer, rows in sketch.rows(rows_of(batch.inputs, start, stop), stop - start).items():
+                            kept[layer].append(rows)
+                        tick((stop - start) * len(directions))
+                        done += (stop - start) * len(directions)
+            except _UnlikeError as error:  # from the start, since all rows need the same features
+                left |= error.names
+                tick(-done)
+            else:
+                return {layer: torch.cat(parts) for layer, parts in kept.items()}
 
 
 class _UnlikeError(Exception):

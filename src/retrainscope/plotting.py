@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrainscope.advice import KEEP, RETRAIN, UNDECIDED, LayerAdvice, Recommendation
-from retrainscope.figures import PALETTE, new_figure, save_figure, short_name, short_names
+from retrainscope.figures import INCHES_A_LETTER, PALETTE, new_figure, save_figure, short_name, short_names
 from retrainscope.forecast import Forecast
 from retrainscope.plotting_maps import plot_losses, plot_maps, plot_reconstructions
 from retrainscope.policies import NONE, policy_name
@@ -40,7 +40,6 @@ _VERDICTS = {
     UNDECIDED: (PALETTE[1], "s", ".."),
     KEEP: (PALETTE[0], "D", "//"),
 }
-_INCHES_A_LETTER = 0.085
 _MOST_NUMBERED = 12  # layers, of a heat map with a number in each field
 _LONGEST_POLICY = 44  # letters
 
@@ -120,7 +119,7 @@ def plot_cost(result: Recommendation) -> "Figure":
     """
     rows = (*result.table, result.head)
     names = [*short_names([row.name for row in result.table]), f"{short_name(result.head.name)} (head)"]
-    width, height = 5.2 + _INCHES_A_LETTER * max(map(len, names)), 0.36 * len(rows)
+    width, height = 5.2 + INCHES_A_LETTER * max(map(len, names)), 0.36 * len(rows)
     figure, axes = new_figure(width, 3.9 + height, n_rows=2, height_ratios=(1.3, 0.4 + height))
     _draw_costs(axes[0, 0], result)
     ax: Axes = axes[1, 0]
@@ -220,8 +219,8 @@ def plot_class_needs(scores: LayerScores) -> "Figure":
     """
     classes, layers = short_names(scores.classes), short_names(scores.layers)
     numbered = len(layers) <= _MOST_NUMBERED
-    width = 2.6 + (0.8 if numbered else 0.3) * len(layers) + _INCHES_A_LETTER * max(map(len, classes))
-    height = 1.6 + 0.36 * len(classes) + (0.5 if numbered else 1) * _INCHES_A_LETTER * max(map(len, layers))
+    width = 2.6 + (0.8 if numbered else 0.3) * len(layers) + INCHES_A_LETTER * max(map(len, classes))
+    height = 1.6 + 0.36 * len(classes) + (0.5 if numbered else 1) * INCHES_A_LETTER * max(map(len, layers))
     figure, axes = new_figure(width, height)
     ax: Axes = axes[0, 0]
     reach = float(np.nanmax(np.abs(scores.per_class), initial=1e-9))

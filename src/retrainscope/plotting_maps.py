@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retrainscope.batches import Label
 from retrainscope.exceptions import InvalidDataError
-from retrainscope.figures import MARKERS, PALETTE, new_figure, short_name, short_names
+from retrainscope.figures import INCHES_A_LETTER, MARKERS, PALETTE, new_figure, short_name, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_losses", "plot_maps", "plot_reconstructions"]
 
-_INCHES_A_LETTER = 0.085
 _MOST_NAMED = 24  # classes; of more only whether they are known can be told apart
 _MAPS_A_ROW = 3
 _LETTERS_A_PICTURE = 10
@@ -65,7 +64,7 @@ def plot_maps(
         ax.set_ylabel("t-SNE axis 2 (no unit)")
     for ax in axes.flat[len(maps) :]:
         ax.remove()
-    widest = 0.6 + _INCHES_A_LETTER * max(map(len, groups))
+    widest = 0.6 + INCHES_A_LETTER * max(map(len, groups))
     handles, names = axes[0, 0].get_legend_handles_labels()
     n_across = max(1, min(5, int(4 * n_columns / widest)))
     figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(names) / n_across))
@@ -124,7 +123,7 @@ def plot_reconstructions(
         low, high = 0.0, 1.0
     names = short_names([*shown])
     figure, axes = new_figure(
-        0.4 + _INCHES_A_LETTER * max(map(len, names)) + 0.8 * len(labels),
+        0.4 + INCHES_A_LETTER * max(map(len, names)) + 0.8 * len(labels),
         0.5 + 0.85 * len(shown),
         n_rows=len(shown),
         n_columns=len(labels),
