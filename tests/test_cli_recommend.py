@@ -244,6 +244,59 @@ def test_samples_are_drawn_from_all():
     assert not np.array_equal(rows, draw_samples(labels, 53, 5, seed=1))
 
 
+def grouped(seed=0):
+    """Return 60 samples of two classes, of which each three in turn are near copies, and what they are copies of."""
+    rng = np.random.default_rng(seed)
+    parts = np.repeat(np.arange(20), 3)
+    X = rng.normal(size=(20, 4)).astype(np.float32)[parts]
+    y = np.array([3, 4])[parts % 2]
+    return X + 0.01 * rng.normal(size=X.shape).astype(np.float32), y, parts
+
+
+def test_groups(capsys):
+    """--groups names the array that tells what belongs together; it is no input, and is drawn with the samples."""
+    X, y, parts = grouped()
+    np.savez("unknown.npz", X=X, y=y, patient=parts)
+    rec = rs.recommend_layers(network(), arrays([0, 1, 2]), (X, y), groups=parts, random_state=0)
+    assert advice_of(capsys, "--groups", "patient") == document_of(rec)
+    rows = draw_samples(y.tolist(), 60, 24, seed=0)
+    some = rs.recommend_layers(network(), arrays([0, 1, 2]), (X[rows], y[rows]), groups=parts[rows], random_state=0)
+    assert advice_of(capsys, "--groups", "patient", "--samples", "24") == document_of(some)
+
+
+def test_groups_of_a_saved_data_set(text_model, capsys):
+    """A column is taken as the groups, and is no input."""
+    options = ["--input-layer", "bert.embeddings"]
+    paths = {"model": f"hf:{text_model}", "known": "known", "unknown": "unknown"}
+    for name, classes in (("known", [0, 1, 2]), ("unknown", [0, 1])):
+        save_texts(name, classes)
+    (Path("grouped")).mkdir()
+    made = save_texts("plain", [0, 1])
+    made.add_column("author", [place // 4 for place in range(len(made))]).save_to_disk("grouped/unknown")
+    without = json.loads(advice_of(capsys, *options, **paths))["result"]["forecast"]
+    found = json.loads(advice_of(capsys, *options, "--groups", "author", **paths | {"unknown": "grouped/unknown"}))
+    assert found["result"]["forecast"]["policies"] == without["policies"]
+    assert found["result"]["forecast"]["error"] != without["error"]
+
+
+def test_bad_groups(capsys):
+    """What names no array, or one that is too short, is refused."""
+    assert "unknown.npz has no array or column 'patient' (--groups)." in error_of(capsys, "--groups", "patient")
+    X, y, parts = grouped()
+    np.savez("unknown.npz", X=X, y=y, patient=parts[:50])
+    assert "unknown.npz has 60 samples and 50 patient" in error_of(capsys, "--groups", "patient", "--samples", "24")
+    assert "60" in error_of(capsys, "--groups", "patient")
+
+
+def test_trial(capsys):
+    """--trial trains for real, as many steps as are told."""
+    found = json.loads(advice_of(capsys, "--trial", "--trial-steps", "7"))["result"]["trial"]
+    rec = rs.recommend_layers(network(), arrays([0, 1, 2]), arrays([3, 4]), trial={"steps": 7}, random_state=0)
+    assert found["steps"] == 7
+    assert found["accuracy"] == json.loads(document_of(rec))["result"]["trial"]["accuracy"]
+    assert json.loads(advice_of(capsys, "--trial"))["result"]["trial"]["steps"] == 300
+
+
 def write_images(folder, classes, n=6, size=(8, 8)):
     """Write images in a folder a class; return them in the order of the names, and their classes."""
     rng = np.random.default_rng(0)
@@ -487,6 +540,9 @@ def test_bad_images(capsys):
     [
         (["--estimators", "spread,sprad"], "--estimators takes spread, tangent, probe, inverter. Got 'sprad'."),
         (["--estimators", "spread", "--budget", "parameters=0.2"], "--budget is for the forecast."),
+        (["--estimators", "spread", "--trial"], "--trial is for the forecast."),
+        (["--estimators", "spread", "--groups", "X"], "--groups is for the forecast."),
+        (["--trial-steps", "5"], "--trial-steps is for --trial"),
         (["--device", "warp"], "The 'device' parameter must be a device that this machine has"),
     ],
 )
@@ -584,7 +640,7 @@ def test_the_page_runs(capsys):
     Path("network.py").write_text(network, encoding="utf-8")
     exec(compile(data, "data.py", "exec"), {})
     commands = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines()
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         _, *typed = shlex.split(command)
         assert main(typed) == 0

@@ -69,6 +69,7 @@ def advice_of(needs, verdicts, *, intervals=None, estimators=("A", "B"), layers=
         table=rows,
         scores=(),
         cost={"parameters": 0.5 + 0.5 * len(retrained) / len(needs), "backward": 0.625},
+        head_cost={"parameters": 0.5, "backward": 0.125},
         threshold=0.15,
         estimators=estimators,
         versions={},
@@ -224,13 +225,13 @@ def test_cost_is_drawn():
     assert names_of(costs) == ["the head alone", "the advice", "everything"]
     assert texts(costs) == [
         "50.0% of the parameters",
-        "backward work not known",
+        "12.5% of the backward work",
         "66.7% of the parameters",
         "62.5% of the backward work",
         "100.0% of the parameters",
         "100.0% of the backward work",
     ]
-    np.testing.assert_allclose([bar.get_width() for bar in costs.patches], [50, 0, 200 / 3, 62.5, 100, 100])
+    np.testing.assert_allclose([bar.get_width() for bar in costs.patches], [50, 12.5, 200 / 3, 62.5, 100, 100])
     assert names_of(shares) == ["layer0", "layer1", "layer2", "out (head)"]
     by_place = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in shares.patches}
     assert by_place == pytest.approx({0: 50 / 3, 1: 50 / 3, 2: 50 / 3, 3: 50})

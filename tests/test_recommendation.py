@@ -217,6 +217,7 @@ def test_cost_by_hand(intervals, novel, parameters, backward):
     rec = advice_on(*intervals, novel=novel, n_parameters=[1, 2, 3, 4], flops=[10, 20, 30, 40])
     np.testing.assert_allclose(rec.cost["parameters"], parameters)
     np.testing.assert_allclose(rec.cost["backward"], backward)
+    assert rec.head_cost == pytest.approx({"parameters": 0.4, "backward": 40 / 190})
 
 
 def test_cost_without_countable_work():

@@ -132,6 +132,17 @@ def test_report_with_a_sweep_and_a_trial(tmp_path):
     assert escape(sweep.summary()) in page
 
 
+def test_report_of_a_sweep(tmp_path):
+    """A sweep has a page of its own, with its summary, table and figure; a title is text."""
+    model, known, unknown = classifier(), apart(), moved()
+    sweep = rs.sweep_layers(model, known, unknown, steps=5, learning_rates=(1e-2,), n_seeds=1, random_state=0)
+    page = sweep.report(tmp_path / "sweep.html", title=HOSTILE).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert escape(sweep.summary()) in page
+    assert page.count("<img") == 1
+    assert all(f">{policy}</td>" in page for policy in sweep.policies)
+
+
 def test_report_without_a_forecast(tmp_path):
     """Without labels there is no forecast, nothing class by class, and no word of what a forecast leaves open."""
     X = torch.randn(60, 4)

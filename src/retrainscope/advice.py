@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -122,6 +122,8 @@ class Recommendation:
         What to know about the advice.
     trial : LayerSweep, optional
         What the advice and its alternatives gave where they were tried out.
+    head_cost : dict of str to float
+        `cost` of training the head alone; empty where it was saved by a version that did not tell.
     """
 
     layers: tuple[str, ...]
@@ -138,6 +140,7 @@ class Recommendation:
     reason: str = ""
     notes: tuple[str, ...] = ()
     trial: LayerSweep | None = None
+    head_cost: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.as_table()}\n\n{self.summary()}"

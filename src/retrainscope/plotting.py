@@ -138,18 +138,18 @@ def plot_cost(result: Recommendation) -> "Figure":
 
 
 def _draw_costs(ax: "Axes", result: Recommendation) -> None:
-    """Draw shares of the parameters and of the backward work; the head's own work is known only where it is advised."""
+    """Draw shares of the parameters and of the backward work."""
     costs = {
-        "the head alone": (result.head.share, math.nan),
-        "the advice": (result.cost["parameters"], result.cost["backward"]),
-        "everything": (1.0, 1.0),
+        "the head alone": {"parameters": result.head.share, "backward": math.nan, **result.head_cost},
+        "the advice": result.cost,
+        "everything": {"parameters": 1.0, "backward": 1.0},
     }
     if not result.layers and result.head.verdict == RETRAIN:
         del costs["the head alone"]
-    for place, (parameters, backward) in enumerate(costs.values()):
+    for place, cost in enumerate(costs.values()):
         for shift, share, what, colour in (
-            (-0.2, parameters, "parameters", "0.35"),
-            (0.2, backward, "backward work", "0.7"),
+            (-0.2, cost["parameters"], "parameters", "0.35"),
+            (0.2, cost["backward"], "backward work", "0.7"),
         ):
             length = 100 * float(np.nan_to_num(share))
             ax.barh(place + shift, length, height=0.36, color=colour)

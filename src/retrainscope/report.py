@@ -27,7 +27,8 @@ from retrainscope.trials import LayerSweep
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "Section", "advice_section", "advice_sections", "check_extras", "render", "write_report"]
+__all__ = ["Picture", "Section", "advice_section", "advice_sections", "check_extras", "render", "sweep_section",
+    "write_report"]
 
 _MOST_CLASSES = 20  # in a table or heat map
 _FITS_A_PHONE = 7.2  # inches
@@ -129,10 +130,11 @@ def advice_sections(advice: Recommendation, *, sweep: LayerSweep | None = None) 
         sections.append(_class_section(advice))
     if advice.forecast is not None:
         sections.append(Section("The forecast", tables=[advice.forecast.as_table()]))
-    for title, tried in (("Tried out", advice.trial), ("Retrained and tested", sweep)):
-        if tried is not None:
-            picture = Picture(title.lower().replace(" ", "-"), "Accuracy by choice of layers.", plot_policies(tried))
-            sections.append(Section(title, [tried.summary()], [tried.as_table()], [picture]))
+    sections += [
+        sweep_section(tried, title=title)
+        for title, tried in (("Tried out", advice.trial), ("Retrained and tested", sweep))
+        if tried is not None
+    ]
     if advice.scores:
         words = "Need of every layer by each estimator, on a scale of its own, and what the advice goes by."
         pictures = [Picture("estimators", words, plot_estimators(advice))] if len(advice.scores) > 1 else []
@@ -146,6 +148,23 @@ def advice_sections(advice: Recommendation, *, sweep: LayerSweep | None = None) 
                     + [[name, version] for name, version in advice.versions.items()], wordy=True)  # fmt: skip
     sections.append(Section("What it does not know, and how it was made", limits, [made_by]))
     return sections
+
+
+def sweep_section(sweep: LayerSweep, *, title: str = "Retrained and tested") -> Section:
+    """Show what retraining by every policy gave.
+
+    Parameters
+    ----------
+    sweep : LayerSweep
+    title : str
+
+    Returns
+    -------
+    Section
+    """
+    words = "Accuracy by choice of layers, with its 90 % interval."
+    picture = Picture(title.lower().replace(" ", "-"), words, plot_policies(sweep))
+    return Section(title, [sweep.summary()], [sweep.as_table()], [picture])
 
 
 def _class_section(advice: Recommendation) -> Section:

@@ -81,7 +81,7 @@ def from_plain(kind: Any, plain: Any) -> Any:
         hints = typing.get_type_hints(kind)
         make: Any = kind
         # What an older version did not write has a default.
-        names = [f.name for f in dataclasses.fields(kind) if f.name in plain or f.default is dataclasses.MISSING]
+        names = [f.name for f in dataclasses.fields(kind) if f.name in plain or not _has_default(f)]
         return make(**{name: from_plain(hints[name], plain[name]) for name in names})
     if origin is np.ndarray:
         numbers = [np.nan if x is None else x for x in plain["values"]]
@@ -97,6 +97,10 @@ def from_plain(kind: Any, plain: Any) -> Any:
     if kind is float:
         return math.nan if plain is None else float(plain)
     return _label(plain)
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _label(plain: Any) -> Any:

@@ -243,6 +243,31 @@ class LayerSweep(Policies):
         frame: pd.DataFrame = import_pandas().DataFrame(rows)
         return frame
 
+    def report(self, path: str | Path, *, title: str = "Retrained and tested") -> Path:
+        """Write one self-contained HTML page with the summary, the table and the figure.
+
+        To show a sweep beside the advice that it was held against, give it to `Recommendation.report`.
+
+        Parameters
+        ----------
+        path : path
+            A file, written whole or not at all.
+        title : str
+
+        Returns
+        -------
+        Path
+            Of the file.
+
+        Raises
+        ------
+        MissingExtraError
+            If jinja2 or matplotlib is not installed.
+        """
+        from retrainscope.report import sweep_section, write_report
+
+        return write_report(path, title, [sweep_section(self)], footer="Made by retrainscope.")
+
     def save(self, path: str | Path) -> None:
         """Write the sweep to a JSON file."""
         save_json(self, path)

@@ -189,6 +189,7 @@ def _recommendation(
         ),
         scores=tuple(scores),
         cost=_cost(layers, retrained, with_head=head_verdict == RETRAIN),
+        head_cost=_cost(layers, (), with_head=True),
         threshold=threshold,
         estimators=estimators,
         versions={

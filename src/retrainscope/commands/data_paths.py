@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,16 @@ from retrainscope.exceptions import DataUnavailableError, InvalidDataError
 from retrainscope.images import image_files, read_image
 from retrainscope.sources import count_samples, labels_of, take_rows, tensors_of
 
-__all__ = ["ClassFolders", "draw_samples", "load_data"]
+__all__ = ["ClassFolders", "Loaded", "draw_samples", "load_data"]
 
 _LABELS = ("y", "labels", "label", "label_ids")
+
+
+class Loaded(NamedTuple):
+    """Data in a form that `recommend_layers` takes, and what each sample is a part of, if that was asked for."""
+
+    data: Any
+    groups: NDArray[Any] | None = None
 
 
 def load_data(
@@ -30,7 +37,8 @@ def load_data(
     image_transform: Callable[[], Callable[[Any], Any]] | None = None,
     samples: int | None = None,
     seed: int = 0,
-) -> Any:
+    groups: str | None = None,
+) -> Loaded:
     """Bring the data at a path, in a form that `recommend_layers` takes.
 
     Parameters
@@ -45,10 +53,13 @@ def load_data(
         The most samples of each class that are taken, drawn at random. None takes all.
     seed : int
         Of the drawing.
+    groups : str, optional
+        The name of the array, or of the column, that tells what each sample is a part of. It is no input of the model.
 
     Returns
     -------
-    Tensor, ndarray, dict, (X, y) or Dataset
+    Loaded
+        With Tensor, ndarray, dict, (X, y) or Dataset as data. Its groups are None where the data has none.
 
     Raises
     ------
@@ -60,18 +71,18 @@ def load_data(
         If what reads it is not installed.
     """
     if not path.is_dir():
-        return _arrays(path, name, samples, seed)
+        return _arrays(path, name, samples, seed, groups)
     if (path / "dataset_dict.json").exists():
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         raise InvalidDataError(f"{path} holds the splits {', '.join(splits)}. Give one of them: {path / splits[0]}.")
     if (path / "dataset_info.json").exists():
-        return _saved_dataset(path, name, samples, seed)
+        return _saved_dataset(path, name, samples, seed, groups)
     if image_transform is None:
         raise InvalidDataError(
             f"{path} is a folder of images, and the model does not tell how it takes them. Give --image-size N for "
             "squares of N pixels with values from 0 to 1, or the data as arrays in a .npz file."
         )
-    return ClassFolders(path, image_transform(), samples=samples, seed=seed)
+    return Loaded(ClassFolders(path, image_transform(), samples=samples, seed=seed))
 
 
 class ClassFolders(Dataset[tuple[Any, str]]):
@@ -146,7 +157,7 @@ def draw_samples(labels: Sequence[Label] | None, n: int, most: int, seed: int) -
     return np.sort(np.array(drawn, dtype=np.int64))
 
 
-def _arrays(path: Path, name: str, samples: int | None, seed: int) -> Any:
+def _arrays(path: Path, name: str, samples: int | None, seed: int, group_key: str | None) -> Loaded:
     try:
         # Pickled objects are refused, since to read them is to run them.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -156,6 +167,7 @@ def _arrays(path: Path, name: str, samples: int | None, seed: int) -> Any:
             f"{path} cannot be read as a .npz file of plain arrays ({reason_of(error)}). Write it with "
             "np.savez(file, X=X, y=y)."
         ) from error
+    groups = None if group_key is None else arrays.pop(group_key, None)
     labels = next((arrays.pop(key) for key in _LABELS if key in arrays), None)
     if not arrays or any(key.startswith("arr_") for key in arrays):
         raise InvalidDataError(
@@ -169,11 +181,14 @@ def _arrays(path: Path, name: str, samples: int | None, seed: int) -> Any:
     if samples is not None:
         n = count_samples(inputs, name)
         rows = draw_samples(labels_of(labels, n, name), n, samples, seed)
-        inputs, labels = take_rows(inputs, rows), None if labels is None else labels[rows]
-    return inputs if labels is None else (inputs, labels)
+        if groups is not None and len(groups) != n:
+            raise InvalidDataError(f"{path} has {n:,} samples and {len(groups):,} {group_key}. Give one for each sample.")
+        inputs = take_rows(inputs, rows)
+        labels, groups = (None if array is None else array[rows] for array in (labels, groups))
+    return Loaded(inputs if labels is None else (inputs, labels), groups)
 
 
-def _saved_dataset(path: Path, name: str, samples: int | None, seed: int) -> Any:
+def _saved_dataset(path: Path, name: str, samples: int | None, seed: int, group_key: str | None) -> Loaded:
     datasets = import_library("datasets")
     try:
         data = datasets.load_from_disk(str(path))
@@ -181,8 +196,12 @@ def _saved_dataset(path: Path, name: str, samples: int | None, seed: int) -> Any
             key = next((key for key in _LABELS if key in data.column_names), None)
             labels = None if key is None else labels_of(data[key][:], len(data), name)
             data = data.select(draw_samples(labels, len(data), samples, seed))
+        groups = None
+        if group_key is not None and group_key in data.column_names:
+            groups = np.array(data[group_key][:])
+            data = data.remove_columns(group_key)
     except InvalidDataError:
         raise
     except Exception as error:  # what a damaged folder raises is not to be foreseen
         raise DataUnavailableError(f"{path} cannot be read as a saved data set ({reason_of(error)}).") from error
-    return data
+    return Loaded(data, groups)

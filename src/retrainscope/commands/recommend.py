@@ -89,8 +89,11 @@ def _checked(options: argparse.Namespace) -> bool:
     for name in options.estimators or ():
         if name not in ESTIMATORS:
             raise InvalidDataError(f"--estimators takes {', '.join(ESTIMATORS)}. Got {name!r}.")
-    if options.estimators and options.budget:
-        raise InvalidDataError("--budget is for the forecast. Leave it out, or leave --estimators out.")
+    for name in ("budget", "groups", "trial"):
+        if options.estimators and getattr(options, name):
+            raise InvalidDataError(f"--{name} is for the forecast. Leave it out, or leave --estimators out.")
+    if options.trial_steps is not None and not options.trial:
+        raise InvalidDataError("--trial-steps is for --trial, which was not given. Give both or neither.")
     if options.device is not None:
         check_device(options.device)
     for name in ("known", "unknown"):
@@ -129,9 +132,16 @@ def _advice(options: argparse.Namespace) -> Recommendation:
             raise InvalidDataError(f"--image-size is for models of your own; {options.model} tells its size. Leave it.")
         transform = partial(_square, options.image_size)
     known, unknown = (
-        load_data(path, name, image_transform=transform, samples=options.samples, seed=options.seed)
+        load_data(
+            path, name, image_transform=transform, samples=options.samples, seed=options.seed, groups=options.groups
+        )
         for name, path in (("known", options.known), ("unknown", options.unknown))
     )
+    if options.groups is not None and unknown.groups is None:
+        raise InvalidDataError(
+            f"{options.unknown} has no array or column {options.groups!r} (--groups). It must tell for each sample what "
+            "it is a part of; folders of images have none."
+        )
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("layers", "head", "input_layer", "batch_size", "device")
@@ -141,10 +151,18 @@ def _advice(options: argparse.Namespace) -> Recommendation:
     if options.estimators:
         chosen = [ESTIMATORS[name](named.model, **given) for name in dict.fromkeys(options.estimators)]
         given = {"estimators": chosen}
+    if options.trial:
+        given["trial"] = {} if options.trial_steps is None else {"steps": options.trial_steps}
     _say(options, "Measuring")
     try:
         return recommend_layers(
-            named.model, known, unknown, threshold=options.threshold, budget=options.budget, **given
+            named.model,
+            known.data,
+            unknown.data,
+            threshold=options.threshold,
+            budget=options.budget,
+            groups=unknown.groups,
+            **given,
         )
     except RetrainscopeError:
         raise
