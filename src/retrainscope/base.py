@@ -1,9 +1,9 @@
 """`LayerEstimator`: the contract of everything that scores layers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ from retrainscope.checks import check_device
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
 from retrainscope.layers import Layers, layers_of
 from retrainscope.lending import borrow, model_place
+from retrainscope.memory import Halving
 from retrainscope.moments import ClassMoments, class_means, half_samples
 from retrainscope.padding import n_tokens_of, tells_padding
+from retrainscope.parts import NOTHING_KEPT, Parts
+from retrainscope.saving import from_plain, to_plain
 from retrainscope.scores import LayerScores, Measured, score
 from retrainscope.tracing import check_calls
 
@@ -66,6 +69,12 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     random_state: int | np.random.RandomState | None
     progress: bool | None
 
+    # What `_measure_known` and `_score` leave on the estimator, by the types that bring it back from a checkpoint.
+    # Where nothing is said of the known data, it is measured again.
+    _known_kinds: ClassVar[dict[str, Any]] = {}
+    _unknown_kinds: ClassVar[dict[str, Any]] = {}
+    _parts: Parts = NOTHING_KEPT  # of a run with a checkpoint, for as long as that lasts
+
     def __sklearn_clone__(self) -> Self:
         # A clone is for the same model; scikit-learn's own would copy the network.
         return type(self)(**self.get_params(deep=False))
@@ -100,8 +109,16 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             _check_measurable(layers, self.input_layer)
             self._token_axes = {**layers.token_axes, **token_axes}
             self._seed, self._input_shapes, self.layers_ = seed, input_shapes(first.inputs), layers
+            self._halving = Halving()
             try:
-                self._measure_known(model, batches)
+                kept = self._parts.get("known")
+                if kept is None:
+                    self._measure_known(model, batches)
+                    if self._known_kinds:
+                        self._parts.put("known", self._fitted())
+                        self._parts.under("known").clear()
+                else:
+                    self._restore(kept)
             except BaseException:
                 del self.layers_  # an estimator is fitted or not, never half
                 raise
@@ -127,7 +144,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             Before any work, where the data does not fit.
         """
         with self._opened(unknown) as (model, batches, rng):
-            return self._score(model, batches, rng)
+            return self._kept_scores(lambda: self._score(model, batches, rng))
 
     @contextmanager
     def _opened(self, unknown: Any) -> Iterator[tuple[nn.Module, Batches, np.random.Generator]]:
@@ -158,10 +175,38 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         """Measure the unknown data and compare it with the known; rng is for the resampling."""
 
+    def _fitted(self) -> dict[str, Any]:
+        """Return what `_measure_known` has left, as `Parts` keep it."""
+        return {name: to_plain(getattr(self, name), tensors=True) for name in self._known_kinds}
+
+    def _restore(self, fitted: dict[str, Any]) -> None:
+        """Set what `_measure_known` would leave."""
+        for name, kind in self._known_kinds.items():
+            setattr(self, name, from_plain(kind, fitted[name]))
+
+    def _kept_scores(self, score: Callable[[], LayerScores]) -> LayerScores:
+        """Return the scores, and set what scoring leaves: from the checkpoint if they are there, or to be kept."""
+        kept = self._parts.get("unknown")
+        if kept is None:
+            scores = score()
+            left = {name: to_plain(getattr(self, name), tensors=True) for name in self._unknown_kinds}
+            self._parts.put("unknown", {"scores": to_plain(scores, tensors=True), "left": left})
+            self._parts.under("unknown").clear()
+            return scores
+        for name, kind in self._unknown_kinds.items():
+            setattr(self, name, from_plain(kind, kept["left"][name]))
+        restored: LayerScores = from_plain(LayerScores, kept["scores"])
+        return restored
+
     def _batches(self, data: Any, name: str, seed: int) -> Batches:
-        home, dtype = model_place(self.model)
-        device = home if self.device is None else check_device(self.device)
-        return as_batches(data, name=name, batch_size=self.batch_size, device=device, dtype=dtype, seed=seed % 2**32)
+        _, dtype = model_place(self.model)
+        return as_batches(
+            data, name=name, batch_size=self.batch_size, device=self._place(), dtype=dtype, seed=seed % 2**32
+        )
+
+    def _place(self) -> torch.device:
+        """Return where to measure."""
+        return model_place(self.model)[0] if self.device is None else check_device(self.device)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The user's data as batches on the model's device."""
 
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
+from retrainscope.lending import start_random
 from retrainscope.padding import n_tokens_of, token_mask
 from retrainscope.sources import (
     Indexed,
@@ -265,9 +265,7 @@ def shapes_text(shapes: Shapes) -> str:
 @contextmanager
 def _repeatable(stream: Iterable[Any], seed: int) -> Iterator[None]:
     """Start a stream from the same random states at every pass, and give back a loader's own generators."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 -- the global state is what a user's data set draws from
-    torch.manual_seed(seed)
+    start_random(seed)
     generators = _own_generators(stream)
     states = [generator.get_state() for generator in generators]
     try:

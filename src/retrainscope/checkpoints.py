@@ -1,8 +1,9 @@
 """What a long run has done, kept in a file, so that it can be stopped and go on."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from retrainscope.exceptions import InvalidDataError
 from retrainscope.saving import write_text
 from retrainscope.trials import Trial
 
-__all__ = ["Checkpoint", "check_checkpoint", "fingerprint"]
+__all__ = ["Checkpoint", "check_checkpoint", "check_integer", "fingerprint", "name_of", "read_trials"]
+
+_WAY_OUT = "Name another file with checkpoint=, or remove this one."
 
 
 def fingerprint(model: nn.Module, data: Iterable[Batches], settings: str) -> str:
-    """Tell runs apart by the model's state, the samples with their labels, and the settings as text."""
+    """Tell runs apart by the model and its state, the samples with their labels, and the settings as text."""
     digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        digest.update(repr((name, type(module).__qualname__, module.extra_repr())).encode())
 
     def add(tensors: Iterable[Any]) -> None:
         for tensor in tensors:
@@ -39,14 +44,32 @@ def fingerprint(model: nn.Module, data: Iterable[Batches], settings: str) -> str
 
 def check_checkpoint(path: Path, random_state: Any) -> None:
     """Refuse, before any work, a file that could not be written, and a run that could not be told to be the same."""
-    if not isinstance(random_state, int | np.integer):
-        raise InvalidDataError(
-            "With 'checkpoint' give an integer random_state, so that the sweep that goes on is the same one."
-        )
+    check_integer(random_state)
     if path.is_dir() or not path.parent.is_dir():
         raise InvalidDataError(
             f"The 'checkpoint' parameter must name a file in a folder that exists. Got {str(path)!r} instead."
         )
+
+
+def check_integer(random_state: Any) -> None:
+    """Refuse a random state that another process could not start from."""
+    if not isinstance(random_state, int | np.integer):
+        raise InvalidDataError(
+            "With 'checkpoint' give an integer random_state, so that the run that goes on is the same one."
+        )
+
+
+def read_trials(path: Path) -> tuple[str, dict[str, Trial]]:
+    """Return the fingerprint and the trials that a file holds; where there is none yet, none."""
+    if not path.exists():
+        return "", {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return str(found["fingerprint"]), {key: Trial.from_plain(plain) for key, plain in found["trials"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidDataError(
+            f"{path} is no checkpoint of a sweep, or a damaged one ({reason_of(error)}). {_WAY_OUT}"
+        ) from error
 
 
 class Checkpoint:
@@ -58,19 +81,11 @@ class Checkpoint:
         self._trials: dict[str, Trial] = {}
         if self._path is None or not self._path.exists():
             return
-        way_out = "Name another file with checkpoint=, or remove this one."
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            same = found["fingerprint"] == fingerprint
-            self._trials = {key: Trial.from_plain(plain) for key, plain in found["trials"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidDataError(
-                f"{path} is no checkpoint of a sweep, or a damaged one ({reason_of(error)}). {way_out}"
-            ) from error
-        if not same:
+        found, self._trials = read_trials(self._path)
+        if found != fingerprint:
             raise InvalidDataError(
                 f"{path} holds no part of this sweep: model, data, settings and random_state must be the same. "
-                f"{way_out}"
+                f"{_WAY_OUT}"
             )
 
     def get(self, trained: tuple[str, ...] | None, number: int) -> Trial | None:
@@ -87,3 +102,10 @@ class Checkpoint:
 
 def _key(trained: tuple[str, ...] | None, number: int) -> str:
     return json.dumps([trained, number])
+
+
+def name_of(make: Callable[..., Any]) -> str:
+    """Name a callable; a partial one with what it was given."""
+    if isinstance(make, functools.partial):
+        return f"{name_of(make.func)}{make.args}{make.keywords}"
+    return getattr(make, "__qualname__", type(make).__qualname__)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from retrainscope.checks import check_number
 from retrainscope.control import untrained_copy
 from retrainscope.decoders import Standardise, build_decoder, is_per_token
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
+from retrainscope.lending import start_random
+from retrainscope.memory import memory_needed
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
 from retrainscope.padding import joined_tokens, layer_mask, tokens_second
 from retrainscope.progress import progress_bar
@@ -97,6 +99,14 @@ class LayerDecoderProbe(LayerEstimator):
     torch.Size([3, 4])
     """
 
+    _known_kinds: ClassVar[dict[str, Any]] = {
+        "losses_": NDArray[np.float64],
+        "known_errors_": ClassMoments,
+        "_one_length": tuple[str, int] | None,
+        "_input_variance": float,
+        "_shapes": tuple[tuple[int, ...], ...],
+    }
+
     def __init__(
         self,
         model: nn.Module,
@@ -151,12 +161,17 @@ class LayerDecoderProbe(LayerEstimator):
             network = self._control(model) if control else model
             for batch in progress_bar(batches, what=f"decoding {layer}", progress=self.progress):
 
-                def decode(_kind: str, at: int, seen: _Seen, batch: Batch = batch) -> None:
-                    if at == place:
-                        decoded = self._target.undo(self.decoders_[kind][place](seen.values))
-                        rebuilt.append(self._without_padding(decoded, batch.mask).cpu())
+                def decoded(piece: Batch) -> Tensor:
+                    found: list[Tensor] = []
 
-                self._observe({kind: network}, batch, decode)
+                    def decode(_kind: str, at: int, seen: _Seen) -> None:
+                        if at == place:
+                            found.append(self._target.undo(self.decoders_[kind][place](seen.values)))
+
+                    self._observe({kind: network}, piece, decode)
+                    return self._without_padding(found[0], piece.mask).cpu()
+
+                rebuilt += [found for _, found in self._halving.run(batch, decoded)]
         return joined_tokens(rebuilt)
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
@@ -170,8 +185,10 @@ class LayerDecoderProbe(LayerEstimator):
             seen.append(_fingerprints(batch.inputs))
         fitted, held_out = _split_positions(labels, self.holdout, np.random.default_rng(self._seed))
         networks = {_MODEL: model, _CONTROL: self._control(model)}
-        n_batches = self._prepare(networks, batches.subset(fitted))
-        self._train(networks, batches, fitted, np.concatenate(seen), n_batches)
+        with memory_needed("in training decoders", batches.batch_size):
+            n_batches = self._prepare(networks, batches.subset(fitted))
+            self._train(networks, batches, fitted, np.concatenate(seen), n_batches)
+        start_random(self._seed)
         self.known_errors_ = self._errors(networks, batches.subset(held_out))
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
@@ -216,17 +233,38 @@ class LayerDecoderProbe(LayerEstimator):
         self._target.finish()
         n_elements = first.values.shape[-1] if first.real is not None else first.values[0].numel()
         self._input_variance = float(self._target.std.square()) * n_elements
-        make = self.decoder or build_decoder
-        chains: dict[str, list[nn.Module]] = {kind: [] for kind in networks}
-        for place in sorted(shapes):
-            for kind in networks:
-                torch.manual_seed(self._seed)  # the same start for a layer's two decoders
-                scales[kind][place].finish()
-                chains[kind].append(nn.Sequential(scales[kind][place], make(shapes[place], input_shape)))
-        device = first.values.device
-        self.decoders_ = {kind: nn.ModuleList(chains[kind]).to(device) for kind in networks}
-        self._target.to(device)
+        for each in scales.values():
+            for scale in each:
+                scale.finish()
+        self._shapes = (*(shapes[place] for place in sorted(shapes)), input_shape)
+        self._build(scales)
         return n_batches
+
+    def _build(self, scales: dict[str, list[Standardise]]) -> None:
+        """Make the decoders, untrained."""
+        *shapes, input_shape = self._shapes
+        make = self.decoder or build_decoder
+        chains: dict[str, list[nn.Module]] = {kind: [] for kind in scales}
+        for place, shape in enumerate(shapes):
+            for kind, each in scales.items():
+                torch.manual_seed(self._seed)  # the same start for a layer's two decoders
+                chains[kind].append(nn.Sequential(each[place], make(shape, input_shape)))
+        self.decoders_ = {kind: nn.ModuleList(chain).to(self._place()) for kind, chain in chains.items()}
+        self._target.to(self._place())
+
+    def _fitted(self) -> dict[str, Any]:
+        decoders = {kind: each.state_dict() for kind, each in self.decoders_.items()}
+        return {**super()._fitted(), "decoders": decoders, "target": self._target.state_dict()}
+
+    def _restore(self, fitted: dict[str, Any]) -> None:
+        super()._restore(fitted)
+        *shapes, input_shape = self._shapes
+        self._target = Standardise(input_shape, by_channel=False)
+        self._build({kind: [Standardise(shape) for shape in shapes] for kind in (_MODEL, _CONTROL)})
+        self._target.load_state_dict(fitted["target"])
+        for kind, decoders in self.decoders_.items():
+            decoders.load_state_dict(fitted["decoders"][kind])
+            decoders.eval().requires_grad_(False)
 
     def _train(
         self,
@@ -240,9 +278,18 @@ class LayerDecoderProbe(LayerEstimator):
         decoders = nn.ModuleList(self.decoders_.values()).train()
         optimizer = torch.optim.Adam(decoders.parameters(), lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.max_epochs * n_batches)
-        n_layers, losses = len(self.layers_.names), []
-        with progress_bar(what="training decoders", progress=self.progress, total=self.max_epochs) as bar:
-            for epoch in range(self.max_epochs):
+        n_layers, losses = len(self.layers_.names), list[Tensor]()
+        parts, learners = self._parts.under("known"), list[Any]((decoders, optimizer, schedule))
+        kept = parts.get("epochs")
+        if kept is not None:
+            losses = kept["losses"]
+            for learner, state in zip(learners, kept["states"], strict=True):
+                learner.load_state_dict(state)
+        with progress_bar(
+            what="training decoders", progress=self.progress, total=self.max_epochs, initial=len(losses)
+        ) as bar:
+            for epoch in range(len(losses), self.max_epochs):
+                start_random(self._seed + epoch)  # so that an epoch does not depend on where the run was stopped
                 summed = torch.zeros(2 * n_layers)
                 for batch in batches.subset(fitted, order_seed=self._seed + epoch):
                     _check_order(batch, fingerprints)
@@ -261,6 +308,8 @@ class LayerDecoderProbe(LayerEstimator):
                     )
                 bar.set_postfix(loss=f"{float(losses[-1][:n_layers].mean()):.3g}", refresh=False)
                 bar.update()
+                if parts.due():
+                    parts.put("epochs", {"losses": losses, "states": [learner.state_dict() for learner in learners]})
         decoders.eval().requires_grad_(False)
         self.losses_ = torch.stack(losses)[:, :n_layers].double().numpy()
 
@@ -291,21 +340,25 @@ class LayerDecoderProbe(LayerEstimator):
     def _errors(self, networks: dict[str, nn.Module], batches: Batches) -> ClassMoments:
         """Sum up the errors of all decoders, class by class, in one pass."""
         counter, moments = GroupCounter(), None
-        for batch in progress_bar(
-            batches, what=f"decoding {batches.name}", progress=self.progress, total=batches.n_batches
-        ):
+        n_layers = len(self.layers_.names)
+
+        def measured(batch: Batch) -> Tensor:
             rebuilt: dict[tuple[str, int], Tensor] = {}
 
-            def decode(kind: str, place: int, seen: _Seen, rebuilt: Any = rebuilt) -> None:
+            def decode(kind: str, place: int, seen: _Seen) -> None:
                 rebuilt[kind, place] = self._target.undo(self.decoders_[kind][place](seen.values))
 
             target = self._observe(networks, batch, decode)
-            errors = [
-                target.error_of(rebuilt[kind, place]) for kind in networks for place in range(len(self.layers_.names))
-            ]
-            labels: tuple[Label, ...] = batch.labels or (None,) * len(batch)
-            new = moments_of(torch.stack(errors, dim=1), labels, counter.deal(labels))
-            moments = new if moments is None else moments.merge(new)
+            errors = [target.error_of(rebuilt[kind, place]) for kind in networks for place in range(n_layers)]
+            return torch.stack(errors, dim=1)
+
+        for batch in progress_bar(
+            batches, what=f"decoding {batches.name}", progress=self.progress, total=batches.n_batches
+        ):
+            for piece, errors in self._halving.run(batch, measured):
+                labels: tuple[Label, ...] = piece.labels or (None,) * len(piece)
+                new = moments_of(errors, labels, counter.deal(labels))
+                moments = new if moments is None else moments.merge(new)
         assert moments is not None
         return moments.ordered()
 

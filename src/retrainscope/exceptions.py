@@ -10,6 +10,7 @@ __all__ = [
     "LayerNotRunError",
     "MissingExtraError",
     "NonFiniteError",
+    "OutOfMemoryError",
     "OutputError",
     "ResultFormatError",
     "RetrainscopeError",
@@ -69,6 +70,10 @@ class MissingExtraError(RetrainscopeError, ImportError):
 
 class ResultFormatError(RetrainscopeError, ValueError):
     """A saved result cannot be read, or a result cannot be saved as it is."""
+
+
+class OutOfMemoryError(RetrainscopeError, MemoryError):
+    """A device has no room for what is to be computed."""
 
 
 class OutputError(RetrainscopeError, OSError):

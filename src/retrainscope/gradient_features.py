@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from retrainscope.attention import projection_of, unpacked_attention
-from retrainscope.batches import Batches, Inputs
+from retrainscope.batches import Batch, Batches, Inputs
 from retrainscope.broadcasting import Broadcasts
 from retrainscope.gradient_rules import Call, Rule, broadcast_rule, has_rule, random_signs, rule_for
-from retrainscope.sample_gradients import differentiable, gradients_of, rows_of, sample_gradients
+from retrainscope.lending import random_from
+from retrainscope.memory import Halving
+from retrainscope.parts import NOTHING_KEPT, Parts
+from retrainscope.sample_gradients import differentiable, gradients_of, sample_gradients
 from retrainscope.tracing import call_model
 
 __all__ = ["gradient_features"]
@@ -31,6 +34,8 @@ def gradient_features(
     max_features: int,
     seed: int,
     tick: Callable[[int], Any] = lambda _: None,
+    halving: Halving | None = None,
+    parts: Parts = NOTHING_KEPT,
 ) -> dict[str, Tensor]:
     """Compute, for each layer, features of the gradients of each sample's outputs along some directions.
 
@@ -57,6 +62,10 @@ def gradient_features(
         For projections and signs.
     tick : callable
         Told how many gradients have been done, samples times directions in all.
+    halving : Halving, optional
+        For chunks that memory has no room for.
+    parts : Parts
+        Where the features of chunks are kept, now and then.
 
     Returns
     -------
@@ -74,24 +83,49 @@ def gradient_features(
     1912.06015. Random signs: M. Charikar, K. Chen and M. Farach-Colton (2002), Finding frequent items in data streams.
     """
     left: frozenset[str] = frozenset()
+    halving = Halving() if halving is None else halving
     with unpacked_attention(body):
         while True:
             sketch = _Sketch(body, directions, parameters, left, max_features=max_features, seed=seed)
-            kept: dict[str, list[Tensor]] = {layer: [] for layer in parameters}
-            done = 0
+            chain, done = _Chain(parts, f"gradients-{len(left)}", batches.device), 0
             try:
-                for batch in batches:
-                    for start in range(0, len(batch), _CHUNK):
-                        stop = min(start + _CHUNK, len(batch))
-                        for layer, rows in sketch.rows(rows_of(batch.inputs, start, stop), stop - start).items():
-                            kept[layer].append(rows)
-                        tick((stop - start) * len(directions))
-                        done += (stop - start) * len(directions)
+                for chunk in _chunks(batches):
+                    if done >= chain.n_samples:
+                        with random_from(seed):  # so that nothing depends on where the run was stopped
+                            found = [rows for _, rows in halving.run(chunk, sketch.rows)]
+                        chain.add(found)
+                    done += len(chunk)
+                    tick(len(chunk) * len(directions))
             except _UnlikeError as error:  # from the start, since all rows need the same features
                 left |= error.names
-                tick(-done)
+                tick(-done * len(directions))
             else:
-                return {layer: torch.cat(parts) for layer, parts in kept.items()}
+                return {layer: torch.cat([rows[layer] for rows in chain.rows]) for layer in parameters}
+
+
+def _chunks(batches: Batches) -> Iterator[Batch]:
+    for batch in batches:
+        for start in range(0, len(batch), _CHUNK):
+            yield batch.take(np.arange(start, min(start + _CHUNK, len(batch))))
+
+
+class _Chain:
+    """The features of chunks in their order, kept now and then in parts that follow each other."""
+
+    def __init__(self, parts: Parts, name: str, device: torch.device) -> None:
+        self.rows: list[dict[str, Tensor]] = []
+        self._parts, self._name, self._number = parts, name, 0
+        while (part := parts.get(f"{name}-{self._number}")) is not None:
+            self.rows += [{layer: features.to(device) for layer, features in rows.items()} for rows in part]
+            self._number += 1
+        self._written = len(self.rows)
+        self.n_samples = sum(len(next(iter(rows.values()))) for rows in self.rows)  # that need not be done again
+
+    def add(self, rows: list[dict[str, Tensor]]) -> None:
+        self.rows += rows
+        if self._parts.due():
+            self._parts.put(f"{self._name}-{self._number}", self.rows[self._written :])
+            self._number, self._written = self._number + 1, len(self.rows)
 
 
 class _UnlikeError(Exception):
@@ -128,8 +162,9 @@ class _Sketch:
         self.layers = {layer: [n for n in names if n in self.ruled] for layer, names in parameters.items()}
         self.others = {layer: [n for n in names if n not in self.ruled] for layer, names in parameters.items()}
 
-    def rows(self, inputs: Inputs, n_samples: int) -> dict[str, Tensor]:
+    def rows(self, chunk: Batch) -> dict[str, Tensor]:
         """Return the features of a chunk of samples, layer by layer."""
+        inputs, n_samples = chunk.inputs, len(chunk)
         parts: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
         calls: dict[nn.Module | Tensor, list[Call]] = {user: [] for user in self.users.values()}
         with torch.enable_grad(), differentiable(self.ruled.values()):

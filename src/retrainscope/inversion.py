@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from retrainscope.control import untrained_copy
 from retrainscope.descent import Descent
 from retrainscope.features import real_inputs, true_inputs
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
-from retrainscope.reconstruction import InputSpace, Inversion, invert_batches
+from retrainscope.reconstruction import InputSpace, Inversion, invert_batches, invert_each
 from retrainscope.scores import LayerScores
 from retrainscope.tracing import run_layers
 
@@ -93,6 +93,12 @@ class GradientInverter(LayerEstimator):
     >>> inverter.reconstruct(X[:3], "0").inputs.shape
     torch.Size([3, 4])
     """
+
+    _known_kinds: ClassVar[dict[str, Any]] = {
+        "input_space_": InputSpace,
+        "known_errors_": ClassMoments,
+        "_descent": Descent,
+    }
 
     def __init__(
         self,
@@ -171,7 +177,8 @@ class GradientInverter(LayerEstimator):
         """
         names = [layer] if isinstance(layer, str) else list(layer)
         with self._lent(X, *names) as (model, batches):
-            found = self._invert(self._control(model) if control else model, batches, names, "inverting")
+            network = self._control(model) if control else model
+            found = invert_batches(network, batches, names, **self._options("inverting"))
         return found[layer] if isinstance(layer, str) else found
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
@@ -183,21 +190,17 @@ class GradientInverter(LayerEstimator):
 
     def _seen(self, model: nn.Module, batches: Batches) -> Iterator[Tensor]:
         """Yield what is to be rebuilt of all samples, also of those that are not inverted; their layers are finite."""
-        for batch in batches:
+
+        def seen(batch: Batch) -> Tensor:
+            options: dict[str, Any] = {"calls": self.calls, "token_axes": self._token_axes}
             with torch.no_grad():
-                run_layers(
-                    model,
-                    batch.inputs,
-                    self.layers_.names,
-                    lambda *_: None,
-                    calls=self.calls,
-                    token_axes=self._token_axes,
-                )
-            yield real_inputs(
-                true_inputs(model, batch.inputs, self.input_layer, self.calls, self._token_axes),
-                batch,
-                self._input_axis,
-            )
+                run_layers(model, batch.inputs, self.layers_.names, lambda *_: None, **options)
+            true = true_inputs(model, batch.inputs, self.input_layer, self.calls, self._token_axes)
+            return real_inputs(true, batch, self._input_axis)
+
+        for batch in batches:
+            for _, values in self._halving.run(batch, seen):
+                yield values
 
     @property
     def _input_axis(self) -> int | None:
@@ -226,11 +229,33 @@ class GradientInverter(LayerEstimator):
         check_class_counts(tuple(counts), np.array([*counts.values()], dtype=np.float64), batches.name)
         errors = []
         for network, whose in ((model, "model"), (self._control(model), "control")):
-            what = f"inverting {batches.name}, {whose}"
-            for layer, found in self._invert(network, chosen, self.layers_.names, what).items():
-                _warn_of_diverged(found, f"layer {layer!r} of the {whose} and the {batches.name} data")
-                errors.append(found.input_error if self.error == "input" else found.feature_error.double())
+            for layer, found in self._measured(network, chosen, batches.name, whose).items():
+                n_diverged = sum(diverged for _, diverged in found)
+                _warn_of_diverged(
+                    n_diverged, len(labels), f"layer {layer!r} of the {whose} and the {batches.name} data"
+                )
+                errors.append(torch.cat([error for error, _ in found]))
         return moments_of(torch.stack(errors, dim=1), tuple(labels), GroupCounter().deal(tuple(labels))).ordered()
+
+    def _measured(
+        self, network: nn.Module, batches: list[Batch], name: str, whose: str
+    ) -> dict[str, list[tuple[Tensor, int]]]:
+        """Return for each layer the errors of each batch, and how many of its samples diverged."""
+        parts = self._parts.under(name)
+        found: dict[str, list[tuple[Tensor, int]]] = parts.get(whose) or {layer: [] for layer in self.layers_.names}
+        inversions = invert_each(
+            network,
+            batches,
+            self.layers_.names,
+            **self._options(f"inverting {name}, {whose}"),
+            done=lambda number, layer: number < len(found[layer]),
+        )
+        for _, layer, inversion in inversions:
+            error = inversion.input_error if self.error == "input" else inversion.feature_error.double()
+            found[layer].append((error, int(inversion.diverged.sum())))
+            if parts.due():
+                parts.put(whose, found)
+        return found
 
     def _first_of_each_class(self, batches: Batches) -> Iterable[Batch]:
         taken: dict[Label, int] = {}
@@ -248,29 +273,24 @@ class GradientInverter(LayerEstimator):
     def _control(self, model: nn.Module) -> nn.Module:
         return untrained_copy(model, seed=self._seed, keep=self.input_layer)
 
-    def _invert(
-        self, network: nn.Module, batches: Iterable[Batch], layers: Iterable[str], what: str
-    ) -> dict[str, Inversion]:
-        return invert_batches(
-            network,
-            batches,
-            tuple(layers),
-            space=self.input_space_,
-            descent=self._descent,
-            seed=self._seed,
-            input_layer=self.input_layer,
-            calls=self.calls,
-            token_axes=self._token_axes,
-            progress=self.progress,
-            what=what,
-        )
+    def _options(self, what: str) -> dict[str, Any]:
+        return {
+            "space": self.input_space_,
+            "descent": self._descent,
+            "seed": self._seed,
+            "input_layer": self.input_layer,
+            "calls": self.calls,
+            "token_axes": self._token_axes,
+            "progress": self.progress,
+            "what": what,
+            "halving": self._halving,
+        }
 
 
-def _warn_of_diverged(found: Inversion, where: str) -> None:
-    n = int(found.diverged.sum())
+def _warn_of_diverged(n: int, n_samples: int, where: str) -> None:
     if n:
         warnings.warn(
-            f"{n} of {len(found.diverged)} inversions at {where} diverged: their loss was not finite. They were "
+            f"{n} of {n_samples} inversions at {where} diverged: their loss was not finite. They were "
             "stopped, and what they had reached is measured. Give a smaller learning_rate.",
             ConvergenceWarning,
             stacklevel=2,

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
 
-__all__ = ["borrow", "copy_model", "model_place"]
+__all__ = ["borrow", "copy_model", "model_place", "random_from", "start_random"]
 
 
 @contextmanager
@@ -53,11 +53,8 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
         if buffer is not None
     ]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    with _random_states_kept(), _every_module_called():
+    with random_from(seed), _every_module_called():
         try:
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002 -- the model's own code may draw from the global state
-            torch.manual_seed(seed)
             for module, _ in flags:
                 module.training = False
             for parameter, _, _ in parameters:
@@ -82,6 +79,13 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
                 if parameter.requires_grad != requires_grad:
                     _set_requires_grad(parameter, requires_grad)
                 parameter.grad = gradient
+
+
+def start_random(seed: int) -> None:
+    """Start the global random generators, which the code of a user's model or data may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 -- the global state is what is drawn from
+    torch.manual_seed(seed)
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -153,12 +157,14 @@ def _set_requires_grad(parameter: Tensor, required: bool) -> None:
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def random_from(seed: int) -> Iterator[None]:
+    """Start the global random generators for as long as the context lasts, and give their states back."""
     python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global state is what is kept
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
+        start_random(seed)
         yield
     finally:
         random.setstate(python)

@@ -11,7 +11,12 @@ T = TypeVar("T")
 
 
 def progress_bar(
-    items: Iterable[T] | None = None, *, what: str, progress: bool | None, total: int | None = None
+    items: Iterable[T] | None = None,
+    *,
+    what: str,
+    progress: bool | None,
+    total: int | None = None,
+    initial: int = 0,
 ) -> Any:
     """Wrap an iterable in a bar, or return one to update by hand.
 
@@ -23,5 +28,8 @@ def progress_bar(
     progress : bool or None
         None shows the bar on a terminal only.
     total : int, optional
+    initial : int
+        What is done already.
     """
-    return tqdm(items, desc=what, total=total, disable=None if progress is None else not progress, leave=False)
+    hidden = None if progress is None else not progress
+    return tqdm(items, desc=what, total=total, initial=initial, disable=hidden, leave=False)

@@ -1,25 +1,30 @@
 """`recommend_layers`: from the scores to advice."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from retrainscope.advice import Recommendation
 from retrainscope.base import LayerEstimator, check_same_shape
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
+from retrainscope.checkpoints import check_integer, fingerprint, name_of, read_trials
 from retrainscope.checks import check_number
 from retrainscope.choice import DEFAULT_TOLERANCE, Choice, choose, confirm
 from retrainscope.exceptions import InvalidDataError, RetrainscopeError, UnsupportedModelError
 from retrainscope.forecast import Forecast
 from retrainscope.lending import borrow, model_place
+from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
 from retrainscope.policies import ALL, NONE
+from retrainscope.saving import to_plain
 from retrainscope.spread import ActivationSpread
 from retrainscope.sweep import sweep_layers
 from retrainscope.tangent import TangentProbe
@@ -30,6 +35,7 @@ __all__ = ["DEFAULT_THRESHOLD", "recommend_layers"]
 
 # In nats, for the spread: the rule that came nearest to the best choice on ten MNIST tasks.
 DEFAULT_THRESHOLD = 0.15
+_TRIALS = "trial.json"  # in the checkpoint's folder
 
 
 def recommend_layers(
@@ -47,6 +53,7 @@ def recommend_layers(
     budget: Mapping[str, float] | None = None,
     groups: Sequence[Label] | NDArray[Any] | None = None,
     trial: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -91,6 +98,12 @@ def recommend_layers(
         best those of your own training; ``{}`` takes its defaults, and one seed. A part of the unknown data is held
         out, and copies of the model are trained on the rest: by what is advised, by the head alone and by everything.
         Advised is then what was clearly better, if anything was. Costs these three trainings for each learning rate.
+    checkpoint : path, optional
+        A folder, made if it is missing, that every finished part is written to (also parts of long estimators: epochs
+        of decoders, inverted batches, gradients), so that after an interruption, also ``kill -9``, the same call goes
+        on and gives the same result, on one device bit for bit. Needs an integer `random_state`, of the estimators too
+        where they are given. Model, data, estimators, groups and trial must be the same; functions are told apart by
+        their names. The folder may be removed when the advice is there.
     batch_size, device, random_state, progress
         As in `TangentProbe`, for the default estimators. Estimators that are given keep their own.
 
@@ -101,7 +114,11 @@ def recommend_layers(
     Raises
     ------
     InvalidDataError, LayerNotFoundError, ReusedLayerError, UnsupportedModelError
-        Before any work, where model, data and layers do not fit together.
+        Before any work, where model, data and layers do not fit together, and where the checkpoint is another run's,
+        damaged, or cannot be written.
+    OutOfMemoryError
+        Where a device has no room for one sample, or for a batch that may not be smaller. Elsewhere the batch is
+        halved, once said in a warning.
 
     Examples
     --------
@@ -131,6 +148,10 @@ def recommend_layers(
                 "tolerance=, budget=, groups= and trial= are for the forecast. Leave them out with estimators=."
             )
         _check_estimators(estimators, model)
+    if checkpoint is not None:
+        for each in (random_state,) if estimators is None else [e.random_state for e in estimators]:
+            check_integer(each)
+        check_folder(Path(checkpoint))
     home, dtype = model_place(model)
     known_batches, unknown_batches = (
         as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
@@ -153,31 +174,42 @@ def recommend_layers(
         )
         estimators = [ActivationSpread(model, **options)]
         if several:
-            try:
-                probe = TangentProbe(model, **options).fit(known)
-                estimators = [probe, *estimators]
-            except UnsupportedModelError as error:
-                notes.append(f"There is no forecast: {error}")
+            probe = TangentProbe(model, **options)
+            estimators = [probe, *estimators]
         else:
             notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
+    parts = NOTHING_KEPT
+    if checkpoint is not None:
+        plain = (str(home), [_told_apart(estimator) for estimator in estimators], _listed(groups), _told(trial))
+        to_plain((known_first.labels, unknown_first.labels))  # refused here if they cannot be kept
+        with borrow(model):
+            parts = Parts.open(Path(checkpoint), fingerprint(model, (known_batches, unknown_batches), repr(plain)))
+        read_trials(Path(checkpoint) / _TRIALS)  # refused here if it is damaged
+    scores, found = [], []
+    with _keeping(estimators, parts):
+        if probe is not None:
+            try:
+                probe.fit(known)
+            except UnsupportedModelError as error:
+                notes.append(f"There is no forecast: {error}")
+                probe, estimators = None, estimators[1:]
         if probe is None and (limits or groups is not None or trial is not None):
             raise InvalidDataError(
                 "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least "
                 "two classes and a model that returns one row of class scores a sample. Leave them out."
             )
-    scores, found = [], []
-    for estimator in estimators:
-        if estimator is not probe:
-            estimator.fit(known)
-        found.append(estimator.layers_)
-        if found[-1].names != found[0].names:
-            raise InvalidDataError(
-                "The estimators measure different layers: "
-                f"{', '.join(found[0].names)} and {', '.join(found[-1].names)}. Give them the same layers=."
+        for estimator in estimators:
+            if estimator is not probe:
+                estimator.fit(known)
+            found.append(estimator.layers_)
+            if found[-1].names != found[0].names:
+                raise InvalidDataError(
+                    "The estimators measure different layers: "
+                    f"{', '.join(found[0].names)} and {', '.join(found[-1].names)}. Give them the same layers=."
+                )
+            scores.append(
+                probe.score_layers(unknown, groups=groups) if estimator is probe else estimator.score_layers(unknown)
             )
-        scores.append(
-            probe.score_layers(unknown, groups=groups) if estimator is probe else estimator.score_layers(unknown)
-        )
     settings = tuple(_settings(estimator) for estimator in estimators)
     threshold = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
@@ -191,6 +223,8 @@ def recommend_layers(
         choice, sweep = choose(forecast, tolerance, allowed=allowed), None
         if trial is not None and choice.policy is not None:
             options |= {"layers": found[0].names, "head": found[0].head, "batch_size": 32, "n_seeds": 1, **trial}
+            if checkpoint is not None:
+                options |= {"checkpoint": Path(checkpoint) / _TRIALS}
             tried = _to_try(choice, forecast, allowed)
             try:
                 sweep = sweep_layers(model, known, unknown, policies=tried, **options)
@@ -202,6 +236,42 @@ def recommend_layers(
         advice = advise(scores, found[0], forecast, choice, novel=novel, threshold=threshold, estimators=settings)
         advice = replace(advice, trial=sweep)
     return replace(advice, notes=(*notes, *advice.notes))
+
+
+@contextmanager
+def _keeping(estimators: Sequence[LayerEstimator], parts: Parts) -> Iterator[None]:
+    """Let estimators keep what they finish, each under a name of its own, for as long as the context lasts."""
+    if parts is NOTHING_KEPT:
+        yield
+        return
+    try:
+        for number, estimator in enumerate(estimators):
+            estimator._parts = parts.under(f"{number}-{type(estimator).__name__}")
+        yield
+    finally:
+        for estimator in estimators:
+            vars(estimator).pop("_parts", None)
+
+
+def _told_apart(estimator: LayerEstimator) -> tuple[str, Any]:
+    """Return what decides an estimator's result beside model and data, the same in every process."""
+    settings = {k: v for k, v in estimator.get_params(deep=False).items() if k not in ("model", "progress")}
+    return type(estimator).__qualname__, _told(settings)
+
+
+def _told(value: Any) -> Any:
+    """Return what can be written down of settings: of functions the names."""
+    if isinstance(value, Mapping):
+        return sorted((str(key), _told(each)) for key, each in value.items())
+    if isinstance(value, Set):  # in an order that every process has
+        return sorted(repr(_told(each)) for each in value)
+    if isinstance(value, list | tuple | np.ndarray | Tensor):
+        return [_told(each) for each in _listed(value)]
+    return name_of(value) if callable(value) else value
+
+
+def _listed(values: Any) -> Any:
+    return values.tolist() if isinstance(values, np.ndarray | Tensor) else list(values) if values is not None else None
 
 
 def _checked_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
@@ -284,4 +354,8 @@ def _check_estimators(estimators: Sequence[LayerEstimator], model: nn.Module) ->
 
 def _settings(estimator: LayerEstimator) -> str:
     settings = {k: v for k, v in estimator.get_params(deep=False).items() if k not in ("model", "progress")}
-    return f"{type(estimator).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+    return f"{type(estimator).__name__}({', '.join(f'{k}={_text(v)}' for k, v in settings.items())})"
+
+
+def _text(setting: Any) -> str:
+    return name_of(setting) if callable(setting) else repr(setting)  # which of a function has its address

@@ -1,8 +1,9 @@
 """Rebuild the inputs of a network from its activations: `invert_layers`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,14 @@ from retrainscope.checks import check_device
 from retrainscope.descent import Descent, NoGradientError, Path, descend
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.features import Features, features_up_to, keeping_padding, real_inputs, token_axes_of, true_inputs
-from retrainscope.lending import borrow, model_place
+from retrainscope.lending import borrow, model_place, random_from
+from retrainscope.memory import Halving
 from retrainscope.padding import broad_mask, joined_tokens
 from retrainscope.progress import progress_bar
 from retrainscope.tables import Table
 from retrainscope.tracing import check_calls, gradient_break, named_layers, run_layers
 
-__all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_layers"]
+__all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_each", "invert_layers"]
 
 _EDGE = 1e-8  # keeps the slope of the total variation finite where neighbours are equal
 
@@ -216,6 +218,16 @@ def invert_layers(
 
 
 def invert_batches(
+    network: nn.Module, batches: Iterable[Batch] | Batches, layers: Sequence[str], **options: Any
+) -> dict[str, Inversion]:
+    """Invert every batch at every layer; parameters as in `invert_each`."""
+    parts: dict[str, list[Inversion]] = {layer: [] for layer in layers}
+    for _, layer, found in invert_each(network, batches, layers, **options):
+        parts[layer].append(found)
+    return {layer: _joined(found) for layer, found in parts.items()}
+
+
+def invert_each(
     network: nn.Module,
     batches: Iterable[Batch] | Batches,
     layers: Sequence[str],
@@ -228,12 +240,17 @@ def invert_batches(
     token_axes: Mapping[str, int],
     progress: bool | None,
     what: str = "inverting",
-) -> dict[str, Inversion]:
-    """Invert every batch at every layer with a borrowed network; parameters as in `invert_layers`."""
+    halving: Halving | None = None,
+    done: Callable[[int, str], bool] = lambda *_: False,
+) -> Iterator[tuple[int, str, Inversion]]:
+    """Invert with a borrowed network; yield what was found for each batch, by its number, and layer.
+
+    Parameters as in `invert_layers`; `done` tells of the number of a batch and a layer whether to leave them out.
+    """
     for parameter in network.parameters():  # so that nothing is kept for gradients that nobody wants
         if parameter.requires_grad:
             parameter.requires_grad_(False)
-    parts: dict[str, list[Inversion]] = {layer: [] for layer in layers}
+    halving = Halving() if halving is None else halving
     n_batches = batches.n_batches if isinstance(batches, Batches) else len(list(batches))
     steps = descent.max_iter * descent.n_init
     total = None if n_batches is None else n_batches * len(layers) * steps
@@ -244,33 +261,43 @@ def invert_batches(
             if not bar.disable:
                 bar.set_postfix(error=f"{float(losses.nanmean()):.2g}", refresh=False)
 
-        for batch in batches:
-            true = true_inputs(network, batch.inputs, input_layer, calls, token_axes)
-            axis, mask = token_axes.get(input_layer or ""), batch.mask
-            real = None if axis is None or mask is None else broad_mask(true, axis, mask)
+        def check(batch: Batch) -> None:
             with torch.no_grad():
                 # All are finite, and all run.
                 run_layers(network, batch.inputs, layers, lambda *_: None, calls=calls, token_axes=token_axes)
-            for layer in layers:
-                features_of = features_up_to(
-                    network, batch.inputs, layer, input_layer, calls=calls, axis=token_axes.get(layer)
-                )
-                if real is not None:
-                    features_of = keeping_padding(features_of, true, real)
-                starts = (
-                    space.start(true.shape[1:], batch.positions, seed, restart).to(true.device)
-                    for restart in range(descent.n_init)
-                )
-                before = bar.n
-                try:
-                    found = invert(
+
+        def inverted(batch: Batch, layer: str) -> Inversion:
+            true = true_inputs(network, batch.inputs, input_layer, calls, token_axes)
+            axis, mask = token_axes.get(input_layer or ""), batch.mask
+            real = None if axis is None or mask is None else broad_mask(true, axis, mask)
+            features_of = features_up_to(
+                network, batch.inputs, layer, input_layer, calls=calls, axis=token_axes.get(layer)
+            )
+            if real is not None:
+                features_of = keeping_padding(features_of, true, real)
+            starts = (
+                space.start(true.shape[1:], batch.positions, seed, restart).to(true.device)
+                for restart in range(descent.n_init)
+            )
+            try:
+                with random_from(seed):  # so that nothing depends on what was inverted before
+                    return invert(
                         features_of, true, starts, space=space, descent=descent, seed=seed, real=real, report=report
                     )
-                except NoGradientError as error:
-                    raise _refusal(network, layer, features_of, true) from error
-                parts[layer].append(found)
+            except NoGradientError as error:
+                raise _refusal(network, layer, features_of, true) from error
+
+        for number, batch in enumerate(batches):
+            left = [layer for layer in layers if not done(number, layer)]
+            bar.update(steps * (len(layers) - len(left)))
+            if left:
+                for _ in halving.run(batch, check):
+                    pass
+            for layer in left:
+                before = bar.n
+                found = _joined([piece for _, piece in halving.run(batch, partial(inverted, layer=layer))])
                 bar.update(before + steps - bar.n)
-    return {layer: _joined(found) for layer, found in parts.items()}
+                yield number, layer, found
 
 
 def _refusal(network: nn.Module, layer: str, features_of: Features, true: Tensor) -> UnsupportedModelError:

@@ -1,8 +1,10 @@
 """Results as versioned JSON: nothing but plain data is written, and nothing is ever unpickled."""
 
 import dataclasses
+import functools
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -10,10 +12,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from retrainscope.exceptions import MissingExtraError, ResultFormatError
 
-__all__ = ["SCHEMA_VERSION", "from_plain", "import_pandas", "load_json", "save_json", "to_plain", "write_text"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "from_plain",
+    "import_pandas",
+    "load_json",
+    "save_json",
+    "to_plain",
+    "write_bytes",
+    "write_text",
+]
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
@@ -27,9 +39,17 @@ def save_json(result: Any, path: str | Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all: first beside it, then in its place."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file whole or not at all: first beside it and down to the disk, then in its place."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)
 
 
@@ -53,19 +73,25 @@ def load_json(kind: type[T], path: str | Path) -> T:
         raise ResultFormatError(f"{path} is damaged: {error}.") from error
 
 
-def to_plain(value: Any) -> Any:
-    """Turn a result into JSON's types; numbers that are not finite become null."""
+def to_plain(value: Any, *, tensors: bool = False) -> Any:
+    """Turn a result into JSON's types; numbers that are not finite become null.
+
+    With `tensors` into what ``torch.save`` writes bit for bit: arrays become tensors, and numbers stay as they are.
+    """
+    plain = functools.partial(to_plain, tensors=tensors)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
-        return {"shape": list(value.shape), "values": [to_plain(x) for x in value.ravel().tolist()]}
+        if tensors:
+            return torch.tensor(value)
+        return {"shape": list(value.shape), "values": [plain(x) for x in value.ravel().tolist()]}
     if isinstance(value, Mapping):
         # As pairs, so that keys (class labels) keep their types.
-        return [[to_plain(k), to_plain(v)] for k, v in value.items()]
+        return [[plain(k), plain(v)] for k, v in value.items()]
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(value) if tensors or math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
     raise ResultFormatError(
@@ -83,6 +109,8 @@ def from_plain(kind: Any, plain: Any) -> Any:
         # What an older version did not write has a default.
         names = [f.name for f in dataclasses.fields(kind) if f.name in plain or not _has_default(f)]
         return make(**{name: from_plain(hints[name], plain[name]) for name in names})
+    if isinstance(plain, torch.Tensor):
+        return plain.numpy()
     if origin is np.ndarray:
         numbers = [np.nan if x is None else x for x in plain["values"]]
         return np.array(numbers, dtype=np.float64).reshape(plain["shape"])

@@ -1,7 +1,7 @@
 """`ActivationSpread`: are the activations of novel classes clustered or spread?"""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from retrainscope.base import (
     check_class_counts,
     reference_inputs,
 )
-from retrainscope.batches import Batches, Label
+from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_number
 from retrainscope.moments import N_GROUPS, ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
 from retrainscope.padding import mean_over_tokens
@@ -100,6 +100,9 @@ class ActivationSpread(LayerEstimator):
     >>> spread.score_layers((X - y[:, None], y)).layers
     ('0',)
     """
+
+    _known_kinds: ClassVar[dict[str, Any]] = {"moments_": dict[str, ClassMoments], "_n_features": int}
+    _unknown_kinds: ClassVar[dict[str, Any]] = {"neighbours_": dict[str, dict[Label, Label]]}
 
     def __init__(
         self,
@@ -216,26 +219,33 @@ class ActivationSpread(LayerEstimator):
         """Sum up the activations of every layer, and the input, in one pass; at most so many sums a layer."""
         counter, moments = GroupCounter(), dict[str, ClassMoments]()
         names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
+
         bar = progress_bar(batches, what=f"spread of {batches.name}", progress=self.progress, total=batches.n_batches)
         for number, batch in enumerate(bar):
-            labels: tuple[Label, ...] = batch.labels or (None,) * len(batch)
-            groups = counter.deal(labels)
+            dealt = dict(zip(batch.positions.tolist(), counter.deal(_labels(batch)).tolist(), strict=True))
             if self._n_features > 1 and counter.n_classes * N_GROUPS * self._n_features > most:
                 raise _TooManyClassesError(counter.n_classes)
 
-            mask = batch.mask
+            def measured(piece: Batch, number: int = number, dealt: Any = dealt) -> dict[str, ClassMoments]:
+                found = dict[str, ClassMoments]()
+                groups = np.array([dealt[position] for position in piece.positions.tolist()])
 
-            def add(name: str, output: Tensor, mask: Any = mask, labels: Any = labels, groups: Any = groups) -> None:
-                features = self._features(name, output, mask)
-                name = _INPUT if name == self.input_layer else name
-                new = moments_of(self._drawn(name, features), labels, groups)
-                moments[name] = moments[name].merge(new) if name in moments else new
+                def add(name: str, output: Tensor) -> None:
+                    features = self._features(name, output, piece.mask)
+                    name = _INPUT if name == self.input_layer else name
+                    found[name] = moments_of(self._drawn(name, features), _labels(piece), groups)
 
-            if self.input_layer is None:
-                add(_INPUT, reference_inputs(batch.inputs))
-            with torch.no_grad():
-                where = f"batch {number} of the {batches.name} data"
-                run_layers(model, batch.inputs, names, add, calls=self.calls, token_axes=self._token_axes, where=where)
+                if self.input_layer is None:
+                    add(_INPUT, reference_inputs(piece.inputs))
+                with torch.no_grad():
+                    where = f"batch {number} of the {batches.name} data"
+                    run_layers(
+                        model, piece.inputs, names, add, calls=self.calls, token_axes=self._token_axes, where=where
+                    )
+                return found
+
+            for _, found in self._halving.run(batch, measured):
+                moments = {name: moments[name].merge(new) if name in moments else new for name, new in found.items()}
         return {name: summed.ordered() for name, summed in moments.items()}
 
     def _features(self, name: str, output: Tensor, mask: Tensor | None) -> Tensor:
@@ -251,6 +261,10 @@ class ActivationSpread(LayerEstimator):
         rng = np.random.default_rng([self._seed, *layer.encode()])
         chosen = np.sort(rng.choice(n_features, self._n_features, replace=False))
         return features[:, torch.from_numpy(chosen).to(features.device)]
+
+
+def _labels(batch: Batch) -> tuple[Label, ...]:
+    return batch.labels or (None,) * len(batch)
 
 
 class _TooManyClassesError(Exception):

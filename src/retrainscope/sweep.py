@@ -1,7 +1,5 @@
 """`sweep_layers`: retrain and see, the ground truth that advice is held against."""
 
-import functools
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from retrainscope.base import autograd_on, check_same_shape, seed_of
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, ordered_classes
-from retrainscope.checkpoints import Checkpoint, check_checkpoint, fingerprint
+from retrainscope.checkpoints import Checkpoint, check_checkpoint, fingerprint, name_of
 from retrainscope.checks import check_device, check_number
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.freezing import training
@@ -30,7 +28,7 @@ from retrainscope.heads import (
     with_head,
 )
 from retrainscope.layers import Layers, layers_of
-from retrainscope.lending import borrow, copy_model, model_place
+from retrainscope.lending import borrow, copy_model, model_place, start_random
 from retrainscope.policies import policy_name, policy_sets
 from retrainscope.progress import progress_bar
 from retrainscope.trials import LayerSweep, Trial, summarise
@@ -436,7 +434,7 @@ def _try(
 ) -> Trial:
     """Retrain by one policy with every learning rate, and test what was best on the validation samples."""
     began = time.perf_counter()
-    _start_noise(task.seed + number)  # so that a trial does not depend on those before it
+    start_random(task.seed + number)  # so that a trial does not depend on those before it
     split = task.splits[number]
     validation = task.unknown.subset(split.validation)
     test = task.test if split.test is None else task.test.subset(split.test)
@@ -479,7 +477,7 @@ def _train(
     owned = [*head, *(name for layer in (*trained, task.layers.head) for name in _owned(task.layers, layer))]
     ids = {id(tensors[name]) for name in owned if name in tensors}
     parameters = [parameter for parameter in model.parameters() if id(parameter) in ids]
-    _start_noise(task.seed + number)
+    start_random(task.seed + number)
     with training(model, ids):
         model.train()
         optimizer = options.optimizer(parameters, rate)
@@ -503,13 +501,6 @@ def _owned(layers: Layers, name: str) -> tuple[str, ...]:
     return (*layers.parameters[name], *layers.buffers[name])
 
 
-def _start_noise(seed: int) -> None:
-    """Start the generators that dropout in the model and augmentation in the data may draw from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 -- the global state is what the user's code draws from
-    torch.manual_seed(seed)
-
-
 def _endless(batches: Batches, rows: NDArray[np.int64], seed: int, options: _Options) -> Iterator[Batch]:
     """Yield as many batches as there are steps, pass after pass, in another order each time."""
     taken, epoch, single = 0, 0, False
@@ -518,7 +509,7 @@ def _endless(batches: Batches, rows: NDArray[np.int64], seed: int, options: _Opt
         pass_seed = (seed + 7919 * epoch) % 2**32
         for place, batch in enumerate(batches.subset(rows, order_seed=pass_seed)):
             if place == 0:
-                _start_noise(pass_seed)  # a stream has just started them where it did at the pass before
+                start_random(pass_seed)  # a stream has just started them where it did at the pass before
             if len(batch) < 2 and not single:  # batch normalisation needs two
                 continue
             yield batch
@@ -564,12 +555,5 @@ def _mean(hits: NDArray[np.bool_] | None) -> float:
 def _settings(task: _Task, options: _Options) -> str:
     """Write down all that decides a trial beside model and data; more seeds are more trials, and change no other."""
     owned = (task.layers.head, task.layers.parameters, task.layers.buffers)
-    plain = replace(options, optimizer=_name_of(options.optimizer), n_seeds=1)  # type: ignore[arg-type]
+    plain = replace(options, optimizer=name_of(options.optimizer), n_seeds=1)  # type: ignore[arg-type]
     return repr((plain, task.seed, owned, task.n_samples))
-
-
-def _name_of(make: Callable[..., Any]) -> str:
-    """Name a callable; a partial one with what it was given."""
-    if isinstance(make, functools.partial):
-        return f"{_name_of(make.func)}{make.args}{make.keywords}"
-    return getattr(make, "__qualname__", type(make).__qualname__)

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts
-from retrainscope.batches import Batches, Inputs, Label, ordered_classes
+from retrainscope.batches import Batch, Batches, Inputs, Label, ordered_classes
 from retrainscope.checks import check_number
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.forecast import Forecast
 from retrainscope.gradient_features import gradient_features
 from retrainscope.heads import check_classes, head_inputs, own_places
+from retrainscope.lending import start_random
+from retrainscope.memory import memory_needed
 from retrainscope.normalisation import renewed_statistics, running_norms
 from retrainscope.policies import NONE, policy_name, policy_sets
 from retrainscope.progress import progress_bar
@@ -117,6 +120,15 @@ class TangentProbe(LayerEstimator):
     ('none', 'head', 'all')
     """
 
+    _known_kinds: ClassVar[dict[str, Any]] = {
+        "_n_outputs": int,
+        "_n_known": int,
+        "_known_classes": tuple[Label, ...],
+        "_known_accuracy": float,
+        "_known_counts": Floats,
+    }
+    _unknown_kinds: ClassVar[dict[str, Any]] = {"forecast_": Forecast}
+
     def __init__(
         self,
         model: nn.Module,
@@ -169,7 +181,7 @@ class TangentProbe(LayerEstimator):
             Before any work, where the data or the groups do not fit.
         """
         with self._opened(unknown) as (model, batches, rng):
-            return self._score(model, batches, rng, groups)
+            return self._kept_scores(lambda: self._score(model, batches, rng, groups))
 
     def forecast(
         self,
@@ -208,10 +220,9 @@ class TangentProbe(LayerEstimator):
         for name in ("samples_per_class", "n_directions", "max_features"):
             check_number(name, getattr(self, name), whole=True, least=2 if name == "samples_per_class" else None)
         labels, guesses = list[Label](), list[int]()
-        with torch.no_grad():
-            for batch in batches:
-                outputs = head_inputs(model, self.layers_.head, batch.inputs)[1]
-                labels += batch.labels or (None,) * len(batch)
+        for batch in batches:
+            labels += batch.labels or (None,) * len(batch)
+            for _, (_, outputs) in self._halving.run(batch, partial(self._ends, model)):
                 guesses += outputs.argmax(dim=1).tolist()
                 self._n_outputs = outputs.shape[1]
         self._n_known = len(labels)
@@ -289,6 +300,8 @@ class TangentProbe(LayerEstimator):
                 max_features=self.max_features,
                 seed=self._seed,
                 tick=bar.update,
+                halving=self._halving,
+                parts=self._parts.under("unknown"),
             )
         kernels = {name: (rows @ rows.T).cpu().double().numpy() for name, rows in found.items()}
         for name, kernel in kernels.items():
@@ -298,14 +311,18 @@ class TangentProbe(LayerEstimator):
     def _features(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats]:
         """Return the head's inputs and the outputs, one row a sample."""
         inputs, outputs = [], []
-        with torch.no_grad():
-            for batch in batches:
-                before, after = head_inputs(model, self.layers_.head, batch.inputs)
+        for batch in batches:
+            for _, (before, after) in self._halving.run(batch, partial(self._ends, model)):
                 inputs.append(before.cpu().double().numpy())  # on the CPU first: not every device has doubles
                 outputs.append(after.cpu().double().numpy())
         features = np.concatenate(inputs)
         _check_finite(features, "What goes into the head has")
         return features, np.concatenate(outputs)
+
+    def _ends(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the head's inputs and the outputs."""
+        with torch.no_grad():
+            return head_inputs(model, self.layers_.head, batch.inputs)
 
     def _head_kernels(
         self, model: nn.Module, batches: Batches, features: Floats, sets: Iterable[tuple[str, ...]]
@@ -313,14 +330,26 @@ class TangentProbe(LayerEstimator):
         """Yield the head's kernel for each set, from its inputs as they are once the set's statistics are renewed."""
         frozen = _head_kernel(features)
         shuffled = batches.subset(np.array(batches.chosen), order_seed=self._seed)
-        for names in sets:
+        parts = self._parts.under("unknown")
+        for number, names in enumerate(sets):
             norms = running_norms(model, (buffer for name in names for buffer in self.layers_.buffers[name]))
             if not norms:
                 yield frozen
                 continue
-            with renewed_statistics(model, norms, shuffled):
+            kept = parts.get(f"head-{number}")
+            if kept is not None:
+                yield kept.numpy()
+                continue
+            start_random(self._seed)
+            with (
+                memory_needed("in renewing batch statistics", batches.batch_size),
+                renewed_statistics(model, norms, shuffled),
+            ):
                 renewed = _head_kernel(self._features(model, batches)[0])
-            yield renewed * (np.trace(frozen) / np.trace(renewed))
+            renewed *= np.trace(frozen) / np.trace(renewed)
+            if parts.due():
+                parts.put(f"head-{number}", torch.from_numpy(renewed))
+            yield renewed
 
     def _forecast(self, predicted: "_Predicted", as_is: NDArray[np.bool_] | None) -> Forecast:
         targets, errors, hits = predicted.targets, predicted.found.errors, predicted.found.hits.astype(np.float64)
