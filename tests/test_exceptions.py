@@ -12,6 +12,7 @@ BUILTIN_PARENTS = {
     "LayerNotRunError": RuntimeError,
     "MissingExtraError": ImportError,
     "NonFiniteError": ValueError,
+    "OutOfMemoryError": MemoryError,
     "OutputError": OSError,
     "ResultFormatError": ValueError,
     "ReusedLayerError": RuntimeError,

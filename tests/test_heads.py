@@ -21,6 +21,7 @@ from retrainscope.heads import (
     predictions_of,
     with_head,
 )
+from retrainscope.memory import Halving
 
 
 def features_of(n_classes: int, *, n: int = 90, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -193,11 +194,11 @@ def test_head_inputs_of_all_data():
     """Features and labels of whole data come in its order, whatever the batches, and are the forward pass's."""
     model, (X, labels) = nn.Sequential(*classifier()[:3], nn.ReLU(inplace=True), nn.Linear(6, 3)), samples()
     with unchanged(model):
-        features, found = collect_head_inputs(model, "4", batches_of((X, labels)))
+        features, found = collect_head_inputs(model, "4", batches_of((X, labels)), Halving())
     torch.testing.assert_close(features, model[:4](X).detach())
     assert found == labels
     assert not features.requires_grad
-    assert collect_head_inputs(model, "4", batches_of(X))[1] == [None] * 60
+    assert collect_head_inputs(model, "4", batches_of(X), Halving())[1] == [None] * 60
 
 
 # Fitting a head

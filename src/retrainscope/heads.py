@@ -11,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from retrainscope.batches import Batches, Inputs, Label
+from retrainscope.batches import Batch, Inputs, Label
 from retrainscope.exceptions import InvalidDataError, NonFiniteError, UnsupportedModelError
 from retrainscope.lending import copy_model
+from retrainscope.memory import Halving
 from retrainscope.outputs import output_of
 from retrainscope.tracing import call_model, named_layers
 
@@ -99,7 +100,9 @@ def head_inputs(model: nn.Module, head: str, inputs: Inputs) -> tuple[Tensor, Te
     return features.flatten(start_dim=1), outputs
 
 
-def collect_head_inputs(model: nn.Module, head: str, batches: Batches) -> tuple[Tensor, list[Label]]:
+def collect_head_inputs(
+    model: nn.Module, head: str, batches: Iterable[Batch], halving: Halving
+) -> tuple[Tensor, list[Label]]:
     """Run over data without gradients and keep what goes into the head.
 
     Returns
@@ -110,7 +113,8 @@ def collect_head_inputs(model: nn.Module, head: str, batches: Batches) -> tuple[
     features, labels = [], list[Label]()
     with torch.no_grad():
         for batch in batches:
-            features.append(head_inputs(model, head, batch.inputs)[0].clone())
+            for _, found in halving.run(batch, lambda piece: head_inputs(model, head, piece.inputs)[0].clone()):
+                features.append(found)
             labels += batch.labels or (None,) * len(batch)
     return torch.cat(features), labels
 

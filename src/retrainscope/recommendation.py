@@ -250,7 +250,7 @@ def _keeping(estimators: Sequence[LayerEstimator], parts: Parts) -> Iterator[Non
         yield
     finally:
         for estimator in estimators:
-            vars(estimator).pop("_parts", None)
+            estimator.__dict__.pop("_parts", None)
 
 
 def _told_apart(estimator: LayerEstimator) -> tuple[str, Any]:

@@ -15,6 +15,7 @@ from retrainscope.base import autograd_on, check_same_shape, seed_of
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, ordered_classes
 from retrainscope.checkpoints import Checkpoint, check_checkpoint, fingerprint, name_of
 from retrainscope.checks import check_device, check_number
+from retrainscope.dryrun import first_samples
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.freezing import training
 from retrainscope.heads import (
@@ -29,6 +30,7 @@ from retrainscope.heads import (
 )
 from retrainscope.layers import Layers, layers_of
 from retrainscope.lending import borrow, copy_model, model_place, start_random
+from retrainscope.memory import Halving, memory_needed
 from retrainscope.policies import policy_name, policy_sets
 from retrainscope.progress import progress_bar
 from retrainscope.trials import LayerSweep, Trial, summarise
@@ -274,6 +276,7 @@ class _Task:
     heads: tuple[nn.Linear | None, ...]
     n_samples: tuple[int, int, int, int]  # to train on, to validate and to test, and of the known data
     seed: int
+    halving: Halving  # for what is only measured
 
     @classmethod
     def of(
@@ -286,8 +289,10 @@ class _Task:
         options: _Options,
         seed: int,
     ) -> "_Task":
+        halving = Halving()
         with torch.no_grad():
-            outputs = predictions_of(model, known.first().inputs)
+            ends = [found for _, found in halving.run(known.first(), lambda batch: predictions_of(model, batch.inputs))]
+        outputs = torch.cat(ends)
         _check_scores(outputs)
         n_outputs = outputs.shape[1]
         labels, known_labels = _labels(unknown), _labels(known)
@@ -311,9 +316,10 @@ class _Task:
             )
         heads: tuple[nn.Linear | None, ...] = (None,) * len(splits)
         try:  # refused here, before any training, where a new head does not fit
-            features, _ = collect_head_inputs(model, layers.head, unknown)
+            features, _ = collect_head_inputs(model, layers.head, unknown, halving)
             heads = tuple(
-                _starting_head(model, layers.head, features, labels, classes, split, unknown, own) for split in splits
+                _starting_head(model, layers.head, features, labels, classes, split, unknown, own, halving)
+                for split in splits
             )
         except UnsupportedModelError:
             if own is None:
@@ -327,7 +333,7 @@ class _Task:
             classes=classes,
             own_places=own,
             known_places=known_places,
-            known_before=_mean(None if known_places is None else _hits(model, known, known_places)),
+            known_before=_mean(None if known_places is None else _hits(model, known, known_places, halving)),
             splits=splits,
             heads=heads,
             n_samples=(
@@ -337,6 +343,7 @@ class _Task:
                 len(known_labels),
             ),
             seed=seed,
+            halving=halving,
         )
 
     def start(self, model: nn.Module, number: int) -> nn.Module:
@@ -361,12 +368,13 @@ def _starting_head(
     split: _Split,
     unknown: Batches,
     own: dict[Label, int] | None,
+    halving: Halving,
 ) -> nn.Linear | None:
     """Fit a new head, or return None where the model's own is no worse on the validation samples."""
     fitted = fitted_head(features[torch.from_numpy(split.train)], [labels[row] for row in split.train], classes)
     renewed = with_head(model, head, fitted)
     with torch.no_grad():
-        n_outputs = head_inputs(renewed, head, unknown.first().inputs)[1].shape[1]
+        n_outputs = head_inputs(renewed, head, first_samples(unknown.first().inputs, 2))[1].shape[1]
     if n_outputs != len(classes):
         raise UnsupportedModelError(
             f"With a new head {head!r} for {len(classes)} classes the model returns {n_outputs} class scores. Name the "
@@ -376,7 +384,11 @@ def _starting_head(
         return fitted
     validation = unknown.subset(split.validation)
     places = {label: place for place, label in enumerate(classes)}
-    return None if _hits(model, validation, own).mean() >= _hits(renewed, validation, places).mean() else fitted
+    return (
+        None
+        if _hits(model, validation, own, halving).mean() >= _hits(renewed, validation, places, halving).mean()
+        else fitted
+    )
 
 
 def _labels(batches: Batches) -> list[Label]:
@@ -441,8 +453,8 @@ def _try(
     if trained is None:
         tick()
         assert task.own_places is not None
-        hits = _hits(model, test, task.own_places)
-        accuracy = _mean(_hits(model, validation, task.own_places))
+        hits = _hits(model, test, task.own_places, task.halving)
+        accuracy = _mean(_hits(model, validation, task.own_places, task.halving))
         return Trial(hits, task.known_before, (accuracy,), np.nan, time.perf_counter() - began)
     places = task.places(number)
     best: tuple[float, float] = (-np.inf, -np.inf)
@@ -450,21 +462,21 @@ def _try(
     for rate in options.learning_rates:
         start = task.start(model, number)
         converged = _train(start, task, trained, number, rate, options)
-        accuracy, loss = _validated(start, validation, places) if converged else (np.nan, np.inf)
+        accuracy, loss = _validated(start, validation, places, task.halving) if converged else (np.nan, np.inf)
         validated.append(accuracy)
         if np.isfinite(accuracy) and (accuracy, -loss) > best:
             best, best_model, best_rate = (accuracy, -loss), start, rate
         tick()
     if best_model is None:
         return Trial(None, np.nan, tuple(validated), np.nan, time.perf_counter() - began)
-    hits = _hits(best_model, test, places)
+    hits = _hits(best_model, test, places, task.halving)
     seconds = time.perf_counter() - began
     if task.known_places is None:
         known = None
     else:
         if task.heads[number] is not None:  # what the body still knows, seen through the head that it had
             best_model.set_submodule(task.layers.head, model.get_submodule(task.layers.head))
-        known = _hits(best_model, task.known, task.known_places)
+        known = _hits(best_model, task.known, task.known_places, task.halving)
     return Trial(hits, _mean(known), tuple(validated), best_rate, seconds)
 
 
@@ -478,7 +490,7 @@ def _train(
     ids = {id(tensors[name]) for name in owned if name in tensors}
     parameters = [parameter for parameter in model.parameters() if id(parameter) in ids]
     start_random(task.seed + number)
-    with training(model, ids):
+    with training(model, ids), memory_needed("in retraining", options.batch_size):
         model.train()
         optimizer = options.optimizer(parameters, rate)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / options.steps, options.steps)
@@ -524,28 +536,33 @@ def _targets(batch: Batch, places: dict[Label, int]) -> Tensor:
 
 
 @torch.no_grad()
-def _hits(model: nn.Module, batches: Batches, places: dict[Label, int]) -> NDArray[np.bool_]:
+def _hits(model: nn.Module, batches: Batches, places: dict[Label, int], halving: Halving) -> NDArray[np.bool_]:
     """Tell for each sample whether its class has the highest output, in the order of positions."""
     rows, hits = [], []
-    for batch in replace(batches, batch_size=max(batches.batch_size, _EVALUATED)):
-        outputs = predictions_of(model, batch.inputs)
-        right = outputs.argmax(dim=1) == _targets(batch, places)
+    for outputs, targets, positions in _predicted(model, batches, places, halving):
+        right = outputs.argmax(dim=1) == targets
         hits.append((right & ~outputs.isnan().any(dim=1)).cpu().numpy())  # argmax takes NaN for the highest
-        rows.append(batch.positions)
+        rows.append(positions)
     found: NDArray[np.bool_] = np.concatenate(hits)[np.argsort(np.concatenate(rows))]
     return found
 
 
 @torch.no_grad()
-def _validated(model: nn.Module, batches: Batches, places: dict[Label, int]) -> tuple[float, float]:
+def _validated(model: nn.Module, batches: Batches, places: dict[Label, int], halving: Halving) -> tuple[float, float]:
     """Return accuracy and mean cross-entropy."""
-    outputs, targets = [], []
-    for batch in replace(batches, batch_size=max(batches.batch_size, _EVALUATED)):
-        outputs.append(predictions_of(model, batch.inputs).float())
-        targets.append(_targets(batch, places))
-    scores, truth = torch.cat(outputs), torch.cat(targets)
+    found = [(outputs.float(), targets) for outputs, targets, _ in _predicted(model, batches, places, halving)]
+    scores, truth = (torch.cat(each) for each in zip(*found, strict=True))
     loss = float(nn.functional.cross_entropy(scores, truth))
     return (float((scores.argmax(dim=1) == truth).float().mean()) if np.isfinite(loss) else np.nan), loss
+
+
+def _predicted(
+    model: nn.Module, batches: Batches, places: dict[Label, int], halving: Halving
+) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
+    """Yield outputs, targets and positions."""
+    for batch in replace(batches, batch_size=max(batches.batch_size, _EVALUATED)):
+        for piece, outputs in halving.run(batch, lambda piece: predictions_of(model, piece.inputs)):
+            yield outputs, _targets(piece, places), piece.positions
 
 
 def _mean(hits: NDArray[np.bool_] | None) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrainscope.base import LayerEstimator, baseline_classes, check_class_counts, reference_inputs
-from retrainscope.batches import Batches
+from retrainscope.batches import Batch, Batches
 from retrainscope.checks import check_number
 from retrainscope.criteria.pooling import channel_axis, pooled
 from retrainscope.criteria.sampling import ClassSample, Draw, Reservoir, deal, halved
@@ -208,20 +208,25 @@ class FeatureCriterion(LayerEstimator):
                     rows.pop(position, None)
             if not len(stay):
                 continue
-            batch = batch.take(stay)
-            positions, mask = batch.positions.tolist(), batch.mask
 
-            def keep(name: str, output: Tensor, positions: Any = positions, mask: Any = mask) -> None:
-                found = self._features(model, name, output, mask).cpu().numpy()
-                name = _INPUT if name == self.input_layer else name
-                # Copies: a view would keep the whole batch.
-                kept[name].update({p: row.copy() for p, row in zip(positions, found, strict=True)})
+            def keep(piece: Batch, number: int = number) -> None:
+                positions, mask = piece.positions.tolist(), piece.mask
 
-            if self.input_layer is None:
-                keep(_INPUT, reference_inputs(batch.inputs))
-            with torch.no_grad():
+                def visit(name: str, output: Tensor) -> None:
+                    found = self._features(model, name, output, mask).cpu().numpy()
+                    name = _INPUT if name == self.input_layer else name
+                    # Copies: a view would keep the whole batch.
+                    kept[name].update({p: row.copy() for p, row in zip(positions, found, strict=True)})
+
+                if self.input_layer is None:
+                    visit(_INPUT, reference_inputs(piece.inputs))
                 where = f"batch {number} of the {batches.name} data"
-                run_layers(model, batch.inputs, names, keep, calls=self.calls, token_axes=self._token_axes, where=where)
+                options: dict[str, Any] = {"calls": self.calls, "token_axes": self._token_axes, "where": where}
+                with torch.no_grad():
+                    run_layers(model, piece.inputs, names, visit, **options)
+
+            for _ in self._halving.run(batch.take(stay), keep):
+                pass
         chosen = reservoir.chosen
         sample = ClassSample(
             classes=tuple(chosen),

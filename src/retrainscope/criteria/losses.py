@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from retrainscope.base import LayerEstimator, baseline_classes, check_class_counts
 from retrainscope.batches import Batch, Batches, Label, ordered_classes
 from retrainscope.checks import check_number
+from retrainscope.dryrun import first_samples
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.heads import (
     check_classes,
@@ -180,7 +181,7 @@ class GradientCriterion(LayerEstimator):
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         check_number("samples_per_class", self.samples_per_class, whole=True, least=2)
         with torch.no_grad():
-            self._n_outputs = predictions_of(model, batches.first().inputs).shape[1]
+            self._n_outputs = predictions_of(model, first_samples(batches.first().inputs, 2)).shape[1]
         self._known, self._done = self._sample(model, batches), dict[Any, Any]()
         own = output_places(self._n_outputs, self._known.classes) is not None
         self._match(self._known)
@@ -249,7 +250,7 @@ class GradientCriterion(LayerEstimator):
             return
         check_classes(classes, sample.batches.name)
         head = self.layers_.head
-        features, labels = collect_head_inputs(model, head, sample.batches)
+        features, labels = collect_head_inputs(model, head, sample.batches, self._halving)
         places = {label: place for place, label in enumerate(classes)}
         turns = dict.fromkeys(classes, 0)
         folds = np.empty(len(labels), dtype=np.int64)
