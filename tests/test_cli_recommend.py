@@ -633,6 +633,16 @@ def test_interrupted(capsys):
     assert list(Path("advice").iterdir()) == []
 
 
+def test_a_checkpoint(capsys):
+    """With --checkpoint finished parts are kept, the same command gives the same, and another one is refused."""
+    first = advice_of(capsys, "--checkpoint", "parts")
+    assert Path("parts/1-ActivationSpread.unknown.bin").exists()
+    assert advice_of(capsys, "--checkpoint", "parts") == first == advice_of(capsys)
+    assert "parts holds parts of another run" in error_of(capsys, "--checkpoint", "parts", "--seed", "1")
+    assert main(arguments("--checkpoint", "parts", model="network.py:interrupted")) == 130
+    assert "interrupted; what is finished is in parts." in capsys.readouterr().err
+
+
 def test_the_page_runs(capsys):
     """What docs/command.md says can be typed, and each command gives advice."""
     page = (Path(__file__).parents[1] / "docs" / "command.md").read_text(encoding="utf-8")
@@ -640,7 +650,7 @@ def test_the_page_runs(capsys):
     Path("network.py").write_text(network, encoding="utf-8")
     exec(compile(data, "data.py", "exec"), {})
     commands = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines()
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         _, *typed = shlex.split(command)
         assert main(typed) == 0

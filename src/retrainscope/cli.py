@@ -151,6 +151,8 @@ def _add_recommend(commands: Any) -> None:
                            "the document that is saved (default: %(default)s)")  # fmt: skip
     recommend.add_argument("--out", type=Path, metavar="DIR", help="write advice.json here, and advice.html if the "
                            "extra report is installed")  # fmt: skip
+    recommend.add_argument("--checkpoint", type=Path, metavar="DIR", help="keep finished parts here, so that the same "
+                           "command goes on after an interruption")  # fmt: skip
     recommend.add_argument("--force", action="store_true", help="write over advice that is in DIR already")
     recommend.add_argument("--quiet", action="store_true", help="no progress and no messages")
     recommend.add_argument("--debug", action="store_true", help="print the traceback of an error")

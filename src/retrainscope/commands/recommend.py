@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
             if options.out is not None:
                 _write(advice, document, options, with_page)
     except KeyboardInterrupt:
-        print("retrainscope: interrupted; nothing is written.", file=sys.stderr)
+        kept = "nothing is written" if options.checkpoint is None else f"what is finished is in {options.checkpoint}"
+        print(f"retrainscope: interrupted; {kept}.", file=sys.stderr)
         return 130
     except RetrainscopeError:
         if options.debug:
@@ -162,6 +163,7 @@ def _advice(options: argparse.Namespace) -> Recommendation:
             threshold=options.threshold,
             budget=options.budget,
             groups=unknown.groups,
+            checkpoint=options.checkpoint,
             **given,
         )
     except RetrainscopeError:
