@@ -176,3 +176,17 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
         with pytest.raises(InvalidDataError, match=r"'checkpoint' parameter must name a file in a folder that exists"):
             swept(checkpoint=path, optimizer=recorder)
     assert recorder.made == []
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """Where nothing can be written any more, the error says so, and what is there is whole."""
+    options = {"checkpoint": tmp_path / "sweep.json", "policies": []}
+
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(InvalidDataError, match=r"sweep.json cannot be written \(No space left on device\).*Make"):
+            swept(**options)
+    assert_same(swept(**options), swept(policies=[]))

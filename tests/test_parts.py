@@ -276,6 +276,9 @@ def test_a_damaged_trial(tmp_path):
     (tmp_path / "trial.json").write_text("{")
     with pytest.raises(InvalidDataError, match=r"trial.json is no checkpoint of a sweep, or a damaged one"):
         advised(classifier(), tmp_path, given=False)
+    (tmp_path / "trial.json").write_text(json.dumps({"fingerprint": "another", "trials": {}}))
+    with pytest.raises(InvalidDataError, match=r"trial.json holds no part of this sweep"):
+        advised(classifier(), tmp_path, given=False)
 
 
 def test_a_file_of_another_run(tmp_path):

@@ -70,7 +70,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     progress: bool | None
 
     # What `_measure_known` and `_score` leave on the estimator, by the types that bring it back from a checkpoint.
-    # Where nothing is said of the known data, it is measured again.
+    # Where nothing is said of the known data, it is measured again; a subclass that leaves more has to say so.
     _known_kinds: ClassVar[dict[str, Any]] = {}
     _unknown_kinds: ClassVar[dict[str, Any]] = {}
     _parts: Parts = NOTHING_KEPT  # of a run with a checkpoint, for as long as that lasts

@@ -17,9 +17,21 @@ from retrainscope.exceptions import InvalidDataError
 from retrainscope.saving import write_text
 from retrainscope.trials import Trial
 
-__all__ = ["Checkpoint", "check_checkpoint", "check_integer", "fingerprint", "name_of", "read_trials"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "check_checkpoint",
+    "check_integer",
+    "fingerprint",
+    "name_of",
+    "read_trials",
+]
 
 _WAY_OUT = "Name another file with checkpoint=, or remove this one."
+
+
+class CheckpointError(InvalidDataError):
+    """A checkpoint is damaged, another run's, or cannot be written."""
 
 
 def fingerprint(model: nn.Module, data: Iterable[Batches], settings: str) -> str:
@@ -67,7 +79,7 @@ def read_trials(path: Path) -> tuple[str, dict[str, Trial]]:
         found = json.loads(path.read_text(encoding="utf-8"))
         return str(found["fingerprint"]), {key: Trial.from_plain(plain) for key, plain in found["trials"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidDataError(
+        raise CheckpointError(
             f"{path} is no checkpoint of a sweep, or a damaged one ({reason_of(error)}). {_WAY_OUT}"
         ) from error
 
@@ -83,7 +95,7 @@ class Checkpoint:
             return
         found, self._trials = read_trials(self._path)
         if found != fingerprint:
-            raise InvalidDataError(
+            raise CheckpointError(
                 f"{path} holds no part of this sweep: model, data, settings and random_state must be the same. "
                 f"{_WAY_OUT}"
             )
@@ -97,7 +109,13 @@ class Checkpoint:
         self._trials[_key(trained, number)] = trial
         if self._path is not None:
             trials = {key: trial.to_plain() for key, trial in self._trials.items()}
-            write_text(self._path, json.dumps({"fingerprint": self._fingerprint, "trials": trials}))
+            try:
+                write_text(self._path, json.dumps({"fingerprint": self._fingerprint, "trials": trials}))
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._path} cannot be written ({error.strerror or error}), so nothing more can be kept. Make "
+                    "room, or name another file with checkpoint=; what is there already is whole."
+                ) from error
 
 
 def _key(trained: tuple[str, ...] | None, number: int) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from retrainscope.advice import Recommendation
 from retrainscope.base import LayerEstimator, check_same_shape
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
-from retrainscope.checkpoints import check_integer, fingerprint, name_of, read_trials
+from retrainscope.checkpoints import CheckpointError, check_integer, fingerprint, name_of, read_trials
 from retrainscope.checks import check_number
 from retrainscope.choice import DEFAULT_TOLERANCE, Choice, choose, confirm
 from retrainscope.exceptions import InvalidDataError, RetrainscopeError, UnsupportedModelError
@@ -228,6 +228,8 @@ def recommend_layers(
             tried = _to_try(choice, forecast, allowed)
             try:
                 sweep = sweep_layers(model, known, unknown, policies=tried, **options)
+            except CheckpointError:
+                raise
             except RetrainscopeError as error:  # for which the forecast must not be lost
                 notes.append(f"It could not be tried out: {error}")
             else:
@@ -267,6 +269,8 @@ def _told(value: Any) -> Any:
         return sorted(repr(_told(each)) for each in value)
     if isinstance(value, list | tuple | np.ndarray | Tensor):
         return [_told(each) for each in _listed(value)]
+    if isinstance(value, np.generic):
+        return value.item()
     return name_of(value) if callable(value) else value
 
 
