@@ -42,7 +42,7 @@ def every_kind(model: nn.Module, **options: object) -> list[LayerEstimator]:
         rs.TangentProbe(model, n_directions=2, **options),
         rs.ActivationSpread(model, **options),
         rs.LayerDecoderProbe(model, max_epochs=3, decoder=noisy_decoder, **options),
-        rs.GradientInverter(model, max_iter=5, samples_per_class=6, batch_size=25, **options),
+        rs.GradientInverter(model, max_iter=np.int64(5), samples_per_class=6, batch_size=25, **options),
         criteria.HScore(model, **options),
     ]
 

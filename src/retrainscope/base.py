@@ -114,7 +114,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
                 kept = self._parts.get("known")
                 if kept is None:
                     self._measure_known(model, batches)
-                    if self._known_kinds:
+                    if self._known_kinds and self._parts is not NOTHING_KEPT:
                         self._parts.put("known", self._fitted())
                         self._parts.under("known").clear()
                 else:
@@ -186,6 +186,8 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
 
     def _kept_scores(self, score: Callable[[], LayerScores]) -> LayerScores:
         """Return the scores, and set what scoring leaves: from the checkpoint if they are there, or to be kept."""
+        if self._parts is NOTHING_KEPT:
+            return score()
         kept = self._parts.get("unknown")
         if kept is None:
             scores = score()

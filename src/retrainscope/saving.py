@@ -79,6 +79,8 @@ def to_plain(value: Any, *, tensors: bool = False) -> Any:
     With `tensors` into what ``torch.save`` writes bit for bit: arrays become tensors, and numbers stay as they are.
     """
     plain = functools.partial(to_plain, tensors=tensors)
+    if tensors and isinstance(value, np.generic):
+        value = value.item()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
