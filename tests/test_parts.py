@@ -1,5 +1,6 @@
 """Long runs that are stopped and go on: what `recommend_layers` keeps in a folder, and what it refuses."""
 
+import contextlib
 import functools
 import json
 import math
@@ -15,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import unchanged
-from networks import Failing, classifier, samples
-from torch import nn
+from networks import Failing, TokenNet, classifier, samples
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import retrainscope as rs
@@ -107,6 +108,62 @@ def test_stopped_at_every_part(tmp_path, monkeypatch, always, given, written):
             stops += 1
     assert text_of(advice) == whole
     assert stops >= (20 if given else 5)
+
+
+def padded(n: int, first: int, *, seed: int) -> dict[str, object]:
+    """Return token ids of two classes, padded, with names as labels."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(first, first + 5, (n, 6), generator=generator)
+    mask = (torch.arange(6) < 3 + torch.arange(n)[:, None] % 4).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": [("even", "odd")[k % 2] for k in range(n)]}
+
+
+class Masked(TokenNet):
+    """A token classifier that takes a mask by keyword."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits."""
+        hidden = torch.relu(self.mix(self.embedding(input_ids))) * attention_mask[..., None]
+        return self.head(hidden.mean(dim=1))
+
+
+def masked() -> nn.Module:
+    """Return the token classifier."""
+    torch.manual_seed(0)
+    return Masked()
+
+
+@pytest.mark.parametrize(
+    ("make", "known", "unknown", "options"),
+    [
+        (classifier, samples()[0], samples(seed=1)[0], {}),
+        (classifier, samples(classes=(("a", 1), ("b", 2))), samples(classes=(("c", 1), ("d", 2)), seed=1), {}),
+        (masked, padded(40, 0, seed=0), padded(40, 5, seed=1), {"input_layer": "embedding"}),
+    ],
+    ids=["unlabelled", "tuples", "tokens"],
+)
+def test_kinds_of_data(tmp_path, monkeypatch, always, make, known, unknown, options):
+    """Data without labels, labels of several parts, and padded tokens go on as well."""
+    model = make()
+    options |= {"random_state": 0, "progress": False}
+    estimators = [
+        rs.ActivationSpread(model, **options),
+        rs.LayerDecoderProbe(model, max_epochs=2, **options),
+        rs.GradientInverter(model, max_iter=3, samples_per_class=2, **options),
+    ]
+    whole = text_of(rs.recommend_layers(model, known, unknown, estimators=estimators))
+
+    def stopping(path: Path, content: bytes) -> None:
+        write_bytes(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts_module, "write_bytes", stopping)
+    for _ in range(100):
+        with contextlib.suppress(KeyboardInterrupt):
+            advice = rs.recommend_layers(model, known, unknown, estimators=estimators, checkpoint=tmp_path)
+            break
+    assert text_of(advice) == whole
+    assert len([*tmp_path.glob("*.bin")]) == 6
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("boom")], ids=["interrupt", "error"])
@@ -307,6 +364,7 @@ def test_a_folder_that_cannot_be(tmp_path):
         (tmp_path / "no" / "where", "must name a folder, or a new one in a folder that exists. Got .*where"),
         (tmp_path / "file", "checkpoint folder .*file cannot be written .*Name another one with checkpoint="),
         (Path("/proc/parts"), "checkpoint folder /proc/parts cannot be written"),
+        (3, "'checkpoint' parameter must be the path of a folder. Got 3 instead"),
     ):
         with pytest.raises(InvalidDataError, match=message):
             advised(classifier(), path)

@@ -116,9 +116,10 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
                     self._measure_known(model, batches)
                     if self._known_kinds and self._parts is not NOTHING_KEPT:
                         self._parts.put("known", self._fitted())
-                        self._parts.under("known").clear()
                 else:
                     self._restore(kept)
+                if self._known_kinds:
+                    self._parts.under("known").clear()
             except BaseException:
                 del self.layers_  # an estimator is fitted or not, never half
                 raise
@@ -193,12 +194,12 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             scores = score()
             left = {name: to_plain(getattr(self, name), tensors=True) for name in self._unknown_kinds}
             self._parts.put("unknown", {"scores": to_plain(scores, tensors=True), "left": left})
-            self._parts.under("unknown").clear()
-            return scores
-        for name, kind in self._unknown_kinds.items():
-            setattr(self, name, from_plain(kind, kept["left"][name]))
-        restored: LayerScores = from_plain(LayerScores, kept["scores"])
-        return restored
+        else:
+            scores = from_plain(LayerScores, kept["scores"])
+            for name, kind in self._unknown_kinds.items():
+                setattr(self, name, from_plain(kind, kept["left"][name]))
+        self._parts.under("unknown").clear()
+        return scores
 
     def _batches(self, data: Any, name: str, seed: int) -> Batches:
         _, dtype = model_place(self.model)

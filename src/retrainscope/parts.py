@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import tempfile
 import time
@@ -141,8 +142,11 @@ class Parts:
 NOTHING_KEPT = Parts(None)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(path: Any) -> Path:
     """Make the folder if it is missing, and refuse what cannot be written or holds something else."""
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidDataError(f"The 'checkpoint' parameter must be the path of a folder. Got {path!r} instead.")
+    folder = Path(path)
     if not folder.exists() and not folder.parent.is_dir():
         raise InvalidDataError(
             f"The 'checkpoint' parameter must name a folder, or a new one in a folder that exists. Got {str(folder)!r}."
@@ -161,6 +165,7 @@ def check_folder(folder: Path) -> None:
             f"The folder {folder} holds something else ({min(names)}), and no {_MANIFEST}. Name a new or an empty "
             "one with checkpoint=."
         )
+    return folder
 
 
 def _damaged(path: Path, why: str) -> InvalidDataError:

@@ -103,7 +103,7 @@ def recommend_layers(
         of decoders, inverted batches, gradients), so that after an interruption, also ``kill -9``, the same call goes
         on and gives the same result, on one device bit for bit. Needs an integer `random_state`, of the estimators too
         where they are given. Model, data, estimators, groups and trial must be the same; functions are told apart by
-        their names. The folder may be removed when the advice is there.
+        their names. One folder is for one run at a time, and may be removed when the advice is there.
     batch_size, device, random_state, progress
         As in `TangentProbe`, for the default estimators. Estimators that are given keep their own.
 
@@ -151,7 +151,7 @@ def recommend_layers(
     if checkpoint is not None:
         for each in (random_state,) if estimators is None else [e.random_state for e in estimators]:
             check_integer(each)
-        check_folder(Path(checkpoint))
+        checkpoint = check_folder(checkpoint)
     home, dtype = model_place(model)
     known_batches, unknown_batches = (
         as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
@@ -183,8 +183,8 @@ def recommend_layers(
         plain = (str(home), [_told_apart(estimator) for estimator in estimators], _listed(groups), _told(trial))
         to_plain((known_first.labels, unknown_first.labels))  # refused here if they cannot be kept
         with borrow(model):
-            parts = Parts.open(Path(checkpoint), fingerprint(model, (known_batches, unknown_batches), repr(plain)))
-        read_trials(Path(checkpoint) / _TRIALS)  # refused here if it is damaged
+            parts = Parts.open(checkpoint, fingerprint(model, (known_batches, unknown_batches), repr(plain)))
+        read_trials(checkpoint / _TRIALS)  # refused here if it is damaged
     scores, found = [], []
     with _keeping(estimators, parts):
         if probe is not None:
@@ -224,7 +224,7 @@ def recommend_layers(
         if trial is not None and choice.policy is not None:
             options |= {"layers": found[0].names, "head": found[0].head, "batch_size": 32, "n_seeds": 1, **trial}
             if checkpoint is not None:
-                options |= {"checkpoint": Path(checkpoint) / _TRIALS}
+                options |= {"checkpoint": Path(checkpoint, _TRIALS)}
             tried = _to_try(choice, forecast, allowed)
             try:
                 sweep = sweep_layers(model, known, unknown, policies=tried, **options)
