@@ -166,6 +166,42 @@ def test_kinds_of_data(tmp_path, monkeypatch, always, make, known, unknown, opti
     assert len([*tmp_path.glob("*.bin")]) == 6
 
 
+class Reusing(nn.Module):
+    """A classifier that uses a weight a second time, so that its gradients are begun anew without a rule for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        hidden = torch.relu(self.first(x))
+        return self.head(self.second(hidden) + nn.functional.linear(hidden, self.second.weight))
+
+
+def test_gradients_that_are_begun_anew(tmp_path, monkeypatch, always):
+    """Gradients that had to be begun anew go on from where they were."""
+    model, counts = Reusing(), []
+    model.first.register_forward_hook(lambda *_: counts.append(1))
+    made = functools.partial(rs.recommend_layers, model, samples(), samples(150, classes=(3, 4, 5), seed=1))
+    whole = text_of(made(random_state=0))
+    n_whole = len(counts)
+
+    def stopping(path: Path, content: bytes) -> None:
+        write_bytes(path, content)
+        if "gradients-1-2" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts_module, "write_bytes", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        made(random_state=0, checkpoint=tmp_path)
+    assert len([*tmp_path.glob("*gradients-1-*")]) == 3
+    counts.clear()
+    assert text_of(made(random_state=0, checkpoint=tmp_path)) == whole
+    assert len(counts) < n_whole - 2
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("boom")], ids=["interrupt", "error"])
 def test_stopped_anywhere(tmp_path, always, error):
     """Stopped in a forward pass, wherever it comes, the run that goes on gives the same, bit for bit."""
