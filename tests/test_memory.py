@@ -50,11 +50,11 @@ def test_the_batch_is_halved(kind, streamed):
     if streamed:
         known, unknown = loader(known, 60), loader(unknown, 60)
     estimator = made(kind, model)
-    with unchanged(model):
-        with pytest.warns(
-            UserWarning, match=r"Out of memory on cpu with \d+ samples at once.*changes no result"
-        ) as said:
-            scores = estimator.fit(known).score_layers(unknown)
+    with (
+        unchanged(model),
+        pytest.warns(UserWarning, match=r"Out of memory on cpu with \d+ samples at once.*changes no result") as said,
+    ):
+        scores = estimator.fit(known).score_layers(unknown)
     assert len(said) == 1
     assert max(model[1].seen) > 7
     for name in scores.__dataclass_fields__:

@@ -217,7 +217,7 @@ def test_stopped_anywhere(tmp_path, always, error):
 
 
 def test_what_is_done_is_not_done_again(tmp_path):
-    """A run whose parts are all there runs no layer but to find the layers, and leaves the estimators fitted as before."""
+    """A run whose parts are all there runs no layer but to find the layers, and leaves the estimators as before."""
     counted, sizes = classifier(), list[int]()
     counted[0].register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))
     estimators = every_kind(counted)[:4]
@@ -346,7 +346,7 @@ def flipped(content: bytes) -> bytes:
 )
 @pytest.mark.parametrize("name", ["0-TangentProbe.known.bin", "1-ActivationSpread.unknown.bin", "manifest.json"])
 def test_a_damaged_file(tmp_path, damage, name):
-    """A file with one bit turned, cut off or empty is refused by its name before any work; without it the run goes on."""
+    """A file with one bit turned, cut off or empty is refused by name before any work; without it the run goes on."""
     whole = advised(classifier(), tmp_path, given=False)
     path = tmp_path / name
     assert path.exists()
