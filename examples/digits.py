@@ -3,6 +3,8 @@
 Nothing is downloaded: the digits come with the package. Replace this by your own model and data.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -25,11 +27,13 @@ def digits(classes: range, *, start: int = 0, n: int = 50, test: bool = False) -
 def network() -> nn.Module:
     """Train a convolutional network on the digits 0 to 4."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU()),
-        *(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(16 * 25, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 5)),
-    )
+    parts = {
+        **{"conv1": nn.Conv2d(1, 8, 5, stride=2), "norm1": nn.BatchNorm2d(8), "relu1": nn.ReLU()},
+        **{"conv2": nn.Conv2d(8, 16, 3, stride=2), "norm2": nn.BatchNorm2d(16), "relu2": nn.ReLU()},
+        **{"flatten": nn.Flatten(), "fc1": nn.Linear(16 * 25, 64), "relu3": nn.ReLU(), "dropout": nn.Dropout(0.2)},
+        "head": nn.Linear(64, 5),
+    }
+    model = nn.Sequential(OrderedDict(parts))
     fit(model, digits(range(5), n=300), list(model.parameters()), epochs=5)
     return model
 

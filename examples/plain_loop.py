@@ -20,8 +20,9 @@ def main() -> None:
     # The new classes 5 to 9 are outputs 0 to 4 of a new head, under the name that the old one had.
     train, test = ((X, y - 5) for X, y in (unknown, digits(range(5, 10), n=200, test=True)))
     rs.replace_head(model, 5, head=rec, random_state=0)
+    everything = [name for name, _ in model.named_children()]
     results = {}
-    for name, layers in (("head only", [rec.head.name]), ("advised", rec), ("everything", [*model._modules])):
+    for name, layers in (("head only", [rec.head.name]), ("advised", rec), ("everything", everything)):
         trained = copy.deepcopy(model)
         torch.manual_seed(0)
         with rs.train_only(trained, layers) as parameters:

@@ -28,6 +28,28 @@ def test_example_runs(name, tmp_path):
     assert "Verdict:" in done.stdout
 
 
+def test_notebook_runs():
+    """The notebook runs from top to bottom, without a word of warning, and shows now what it was saved with."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(EXAMPLES / "advice.ipynb", as_version=4)
+    saved = shown_in(notebook)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(EXAMPLES)}})
+    client.execute(env=environment)
+    assert shown_in(notebook) == saved
+    assert sum("image/png" in kinds for cell in saved for kinds in cell) == 7
+    assert not any("stderr" in kinds for cell in saved for kinds in cell)
+
+
+def shown_in(notebook):
+    """Return for every cell what it shows: the names of streams, which may come in parts, and forms of results."""
+    cells = [cell.get("outputs", []) for cell in notebook.cells]
+    kinds = [[(out["name"],) if "name" in out else tuple(sorted(out["data"])) for out in outputs] for outputs in cells]
+    return [list(dict.fromkeys(cell)) for cell in kinds]
+
+
 def test_every_example_is_run_somewhere():
     """No example is forgotten here; what has no `main` is a part of others."""
     runnable = {file.stem for file in EXAMPLES.glob("*.py") if "__main__" in file.read_text(encoding="utf-8")}

@@ -443,8 +443,8 @@ def test_diverged_samples_do_not_touch_the_others(optimizer):
     def cursed(x: Tensor, rows: Tensor) -> Tensor:
         return (x + 0) @ weight + torch.where(torch.is_grad_enabled() & (rows == 1), torch.nan, 0.0)[:, None]
 
-    weight = torch.randn(4, 3)
-    inputs, start = torch.randn(4, 4), torch.randn(4, 4)
+    # In double precision, as rounding, which depends on the batch and the machine, grows from step to step.
+    weight, inputs, start = (torch.randn(size, dtype=torch.float64) for size in ((4, 3), (4, 4), (4, 4)))
     inputs[1] = bad
     descent = Descent(optimizer, max_iter=25)
     result = invert(cursed, inputs, [start], space=WIDE, descent=descent)
@@ -453,7 +453,7 @@ def test_diverged_samples_do_not_touch_the_others(optimizer):
     left = [0, 2, 3]
     others = inverted(lambda x: x @ weight, inputs[left], start[left], optimizer=optimizer, max_iter=25)
     for name in FIELDS:
-        np.testing.assert_allclose(getattr(result, name)[left], getattr(others, name), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(getattr(result, name)[left], getattr(others, name), rtol=1e-6, atol=1e-12)
 
 
 def test_infinite_activations_on_the_way():
@@ -532,7 +532,8 @@ def test_several_layers_are_as_each_alone(optimizer):
 def test_the_batch_size_does_not_matter(optimizer, dtype):
     """Samples come back in the order of X, the same in any batch size."""
     X, _ = samples(23)
-    model, options = classifier(dtype=dtype), {"descent": Descent(optimizer, max_iter=20), "random_state": 0}
+    steps = 20 if dtype == torch.float64 else 8  # rounding, which depends on the machine, grows from step to step
+    model, options = classifier(dtype=dtype), {"descent": Descent(optimizer, max_iter=steps), "random_state": 0}
     large = invert_layers(model, X.to(dtype), ["2"], **options)["2"]
     small = invert_layers(model, X.to(dtype), ["2"], batch_size=4, **options)["2"]
     for name in FIELDS:

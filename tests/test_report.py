@@ -278,6 +278,7 @@ def test_no_result_is_dumped_in_a_notebook(advice):
         assert page.startswith("<table>")
         assert "<script" not in page
         assert "tensor(" not in page + str(result)
+        assert repr(result) == str(result)
 
 
 def test_advice_for_a_layer_is_a_table(advice):

@@ -14,7 +14,7 @@ from retrainscope.forecast import Forecast
 from retrainscope.policies import ALL, HEAD, NONE, policy_name, policy_sets
 from retrainscope.saving import import_pandas, load_json, save_json
 from retrainscope.scores import LayerScores
-from retrainscope.tables import Table, interval_text, number_text
+from retrainscope.tables import Shown, Table, interval_text, number_text
 from retrainscope.trials import LayerSweep
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ __all__ = ["KEEP", "RETRAIN", "UNDECIDED", "LayerAdvice", "Recommendation"]
 KEEP, RETRAIN, UNDECIDED = "keep", "retrain", "undecided"
 
 
-@dataclass(frozen=True)
-class LayerAdvice:
+@dataclass(frozen=True, repr=False)
+class LayerAdvice(Shown):
     """The advice for one layer, or for the head.
 
     Attributes
@@ -69,12 +69,6 @@ class LayerAdvice:
     buffers: tuple[str, ...]
     agreement: float = math.nan
 
-    def __str__(self) -> str:
-        return str(self.as_table())
-
-    def _repr_html_(self) -> str:
-        return self.as_table()._repr_html_()
-
     def as_table(self) -> Table:
         """Return one row for each thing that is known of the layer."""
         rows = [
@@ -86,8 +80,8 @@ class LayerAdvice:
         return Table("", ["layer", self.name], rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Recommendation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Recommendation(Shown):
     """Which layers to retrain, and why.
 
     Attributes
@@ -141,12 +135,6 @@ class Recommendation:
     notes: tuple[str, ...] = ()
     trial: LayerSweep | None = None
     head_cost: dict[str, float] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.as_table()}\n\n{self.summary()}"
-
-    def _repr_html_(self) -> str:
-        return replace(self.as_table(), title=self.summary())._repr_html_()
 
     def summary(self) -> str:
         """Say the advice in a few sentences."""

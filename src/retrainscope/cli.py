@@ -136,7 +136,7 @@ def _add_recommend(commands: Any) -> None:
     recommend.add_argument("--budget", type=_budget, metavar="B", help="the most that may be trained, as shares of "
                            "everything: parameters=0.2, backward=0.5 or both with a comma")  # fmt: skip
     recommend.add_argument("--groups", metavar="NAME", help="the array, or the column, that tells what each sample is "
-                           "a part of (a video, a patient), so that near copies do not foretell each other")  # fmt: skip
+                           "a part of, such as a video: near copies foretell each other")  # fmt: skip
     recommend.add_argument("--trial", action="store_true", help="try the forecast's choice out: train by it, by the "
                            "head alone and by everything, on a part of the unknown data")  # fmt: skip
     recommend.add_argument("--trial-steps", type=_positive, metavar="N", help="of each such training (default: 300)")

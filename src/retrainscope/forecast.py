@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retrainscope.policies import Policies
 from retrainscope.saving import import_pandas, load_json, save_json
 from retrainscope.scores import TAILS
-from retrainscope.tables import Table, interval_text, number_text
+from retrainscope.tables import Shown, Table, interval_text, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,8 +21,8 @@ __all__ = ["Forecast"]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class Forecast(Policies):
+@dataclass(frozen=True, eq=False, repr=False)
+class Forecast(Policies, Shown):
     """What retraining by every policy is expected to give on samples that it was not trained on.
 
     Attributes
@@ -83,12 +83,6 @@ class Forecast(Policies):
         """Return the share of draws in which a policy's error is more than that above the error of the best."""
         errors = self.draws if allowed is None else np.where(allowed, self.draws, np.nan)
         return float((self.draws[:, self.row_of(policy)] - np.nanmin(errors, axis=1) > excess).mean())
-
-    def __str__(self) -> str:
-        return str(self.as_table())
-
-    def _repr_html_(self) -> str:
-        return self.as_table()._repr_html_()
 
     def as_table(self) -> Table:
         """Return one row a policy."""

@@ -14,7 +14,7 @@ from retrainscope.batches import Batch, as_batches
 from retrainscope.dryrun import DryRun, dry_run, first_samples, is_inside, measurable_modules
 from retrainscope.exceptions import LayerNotFoundError, LayerNotRunError, ReusedLayerError, UnsupportedModelError
 from retrainscope.lending import borrow, model_place
-from retrainscope.tables import Table
+from retrainscope.tables import Shown, Table
 from retrainscope.tokens import find_token_axes, unclear_tokens
 from retrainscope.tracing import check_calls, named_layers, run_layers
 
@@ -24,8 +24,8 @@ _DRY_RUN_SAMPLES = 4
 _MOST_LAYERS, _FEWEST_LAYERS = 24, 8  # of those found by default
 
 
-@dataclass(frozen=True)
-class Layers:
+@dataclass(frozen=True, repr=False)
+class Layers(Shown):
     """The measuring points of a model, and what belongs to each.
 
     Attributes
@@ -63,12 +63,6 @@ class Layers:
     flops: dict[str, int]
     unused: tuple[str, ...]
     token_axes: dict[str, int] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return str(self.as_table())
-
-    def _repr_html_(self) -> str:
-        return self.as_table()._repr_html_()
 
     def as_table(self) -> Table:
         """Return one row a layer, the head last."""

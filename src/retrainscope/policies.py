@@ -10,7 +10,7 @@ __all__ = ["ALL", "HEAD", "NONE", "Policies", "policy_name", "policy_sets"]
 NONE, HEAD, ALL = "none", "head", "all"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Policies:
     """Policies of one model, each a set of layers to retrain with the head.
 

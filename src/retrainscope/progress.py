@@ -1,9 +1,13 @@
 """Progress bars: shown on a terminal, quiet elsewhere or when told."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings(action="ignore", category=TqdmWarning):  # in notebooks without widgets it draws letters
+    from tqdm.auto import tqdm
 
 __all__ = ["progress_bar"]
 

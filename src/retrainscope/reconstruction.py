@@ -24,7 +24,7 @@ from retrainscope.lending import borrow, model_place, random_from
 from retrainscope.memory import Halving
 from retrainscope.padding import broad_mask, joined_tokens
 from retrainscope.progress import progress_bar
-from retrainscope.tables import Table
+from retrainscope.tables import Shown, Table
 from retrainscope.tracing import check_calls, gradient_break, named_layers, run_layers
 
 __all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_each", "invert_layers"]
@@ -32,8 +32,8 @@ __all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_each",
 _EDGE = 1e-8  # keeps the slope of the total variation finite where neighbours are equal
 
 
-@dataclass(frozen=True, eq=False)
-class Inversion:
+@dataclass(frozen=True, eq=False, repr=False)
+class Inversion(Shown):
     """What an inversion rebuilt.
 
     Attributes
@@ -59,12 +59,6 @@ class Inversion:
     losses: Tensor
     n_iter: Tensor
     diverged: Tensor
-
-    def __str__(self) -> str:
-        return str(self.as_table())
-
-    def _repr_html_(self) -> str:
-        return self.as_table()._repr_html_()
 
     def as_table(self) -> Table:
         """Return the lowest, the median and the highest error and number of steps."""

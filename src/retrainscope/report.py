@@ -27,8 +27,16 @@ from retrainscope.trials import LayerSweep
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "Section", "advice_section", "advice_sections", "check_extras", "render", "sweep_section",
-    "write_report"]
+__all__ = [
+    "Picture",
+    "Section",
+    "advice_section",
+    "advice_sections",
+    "check_extras",
+    "render",
+    "sweep_section",
+    "write_report",
+]
 
 _MOST_CLASSES = 20  # in a table or heat map
 _FITS_A_PHONE = 7.2  # inches

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retrainscope.batches import Label
 from retrainscope.saving import load_json, save_json
-from retrainscope.tables import Table, interval_text, number_text
+from retrainscope.tables import Shown, Table, interval_text, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +67,8 @@ class Measured:
         return np.ascontiguousarray(np.broadcast_to(whole, self.values.shape[1:]))
 
 
-@dataclass(frozen=True, eq=False)
-class LayerScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerScores(Shown):
     """How much worse the unknown data fares than the known, layer by layer.
 
     need = [log m(unknown) - log m(known)] - [the same at the reference], in nats, for a measure m where
@@ -134,12 +134,6 @@ class LayerScores:
     n_samples: tuple[int, int]
     one_sided: bool
     class_sizes: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
-
-    def __str__(self) -> str:
-        return str(self.as_table())
-
-    def _repr_html_(self) -> str:
-        return self.as_table()._repr_html_()
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a layer as a pandas DataFrame.

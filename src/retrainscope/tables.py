@@ -3,10 +3,11 @@
 import html
 import math
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Table", "html_table", "interval_text", "number_text", "text_table"]
+__all__ = ["Shown", "Table", "html_table", "interval_text", "number_text", "text_table"]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -42,6 +43,28 @@ def interval_text(interval: Sequence[float], digits: int = 2) -> str:
     """Write an interval as "[low, high]"; a dash where there is none."""
     low, high = interval
     return f"[{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "-"
+
+
+class Shown(ABC):
+    """A result that people look at: its table, and a summary if it has one, in a terminal and in a notebook."""
+
+    @abstractmethod
+    def as_table(self) -> "Table":
+        """Return what is to be shown as a table."""
+
+    def summary(self) -> str:
+        """Say it in a few sentences; empty where the table says it all."""
+        return ""
+
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, (str(self.as_table()), self.summary())))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        table = self.as_table()
+        return replace(table, title=self.summary() or table.title)._repr_html_()
 
 
 @dataclass(frozen=True)

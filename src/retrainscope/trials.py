@@ -3,7 +3,7 @@
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +15,7 @@ from retrainscope.layers import Layers
 from retrainscope.policies import HEAD, NONE, Policies
 from retrainscope.saving import import_pandas, load_json, save_json
 from retrainscope.scores import TAILS
-from retrainscope.tables import Table
+from retrainscope.tables import Shown, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +75,8 @@ class Trial:
         return cls(hits, known, tuple(validation), rate, seconds)
 
 
-@dataclass(frozen=True, eq=False)
-class LayerSweep(Policies):
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerSweep(Policies, Shown):
     """What retraining by every policy gave: the ground truth.
 
     Attributes
@@ -167,12 +167,6 @@ class LayerSweep(Policies):
         row, best = self.row_of(policy), self.row_of(self.best)
         low, high = np.quantile(self.draws[:, best] - self.draws[:, row], TAILS)
         return float(self.accuracy[best].mean() - self.accuracy[row].mean()), float(low), float(high)
-
-    def __str__(self) -> str:
-        return f"{self.as_table()}\n\n{self.summary()}"
-
-    def _repr_html_(self) -> str:
-        return replace(self.as_table(), title=self.summary())._repr_html_()
 
     def summary(self) -> str:
         """Say what was best, and what the advice and the rules leave lying."""

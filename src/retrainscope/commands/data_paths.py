@@ -182,7 +182,9 @@ def _arrays(path: Path, name: str, samples: int | None, seed: int, group_key: st
         n = count_samples(inputs, name)
         rows = draw_samples(labels_of(labels, n, name), n, samples, seed)
         if groups is not None and len(groups) != n:
-            raise InvalidDataError(f"{path} has {n:,} samples and {len(groups):,} {group_key}. Give one for each sample.")
+            raise InvalidDataError(
+                f"{path} has {n:,} samples and {len(groups):,} {group_key}. Give one for each sample."
+            )
         inputs = take_rows(inputs, rows)
         labels, groups = (None if array is None else array[rows] for array in (labels, groups))
     return Loaded(inputs if labels is None else (inputs, labels), groups)

@@ -140,8 +140,8 @@ def _advice(options: argparse.Namespace) -> Recommendation:
     )
     if options.groups is not None and unknown.groups is None:
         raise InvalidDataError(
-            f"{options.unknown} has no array or column {options.groups!r} (--groups). It must tell for each sample what "
-            "it is a part of; folders of images have none."
+            f"{options.unknown} has no array or column {options.groups!r} (--groups). It must tell of each sample "
+            "what it is a part of; folders of images have none."
         )
     given: dict[str, Any] = {
         name: getattr(options, name)

@@ -19,7 +19,7 @@ from retrainscope.lending import borrow, model_place
 from retrainscope.padding import mean_over_tokens
 from retrainscope.progress import progress_bar
 from retrainscope.saving import import_pandas, load_json, save_json
-from retrainscope.tables import Table, number_text
+from retrainscope.tables import Shown, Table, number_text
 from retrainscope.tracing import named_layers, run_layers
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def unbiased_hsic(K: ArrayLike, L: ArrayLike) -> float:
     return float(products - 2 / (n - 2) * (sums @ other_sums)) / (n * (n - 3))
 
 
-@dataclass(frozen=True, eq=False)
-class LayerSimilarity:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerSimilarity(Shown):
     """How alike each layer of two networks is, by centred kernel alignment (CKA).
 
     1: what the one puts out is the other's but for a rotation, a scale and a shift. 0 on average: the two have nothing
@@ -108,12 +108,6 @@ class LayerSimilarity:
     reasons: tuple[str, ...]
     n_samples: int
     n_batches: int
-
-    def __str__(self) -> str:
-        return str(self.as_table())
-
-    def _repr_html_(self) -> str:
-        return self.as_table()._repr_html_()
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a layer as a pandas DataFrame.
