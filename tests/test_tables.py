@@ -17,6 +17,15 @@ def test_text_table_aligns():
     ]
 
 
+def test_zero_has_no_sign():
+    """What is rounded to zero is zero."""
+    assert (number_text(-0.004), interval_text((-0.004, -0.006)), number_text(-0.005001)) == (
+        "0.00",
+        "[0.00, -0.01]",
+        "-0.01",
+    )
+
+
 def test_text_table_without_rows():
     """A table without rows is its header and a rule."""
     assert text_table(["layer", "n"], []) == "layer  n\n-----  -"

@@ -35,14 +35,14 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption:
 
 
 def number_text(value: float, digits: int = 2) -> str:
-    """Write a number with fixed digits; a dash where there is none."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    """Write a number with fixed digits, without the sign of a zero; a dash where there is none."""
+    return f"{value:z.{digits}f}" if math.isfinite(value) else "-"
 
 
 def interval_text(interval: Sequence[float], digits: int = 2) -> str:
     """Write an interval as "[low, high]"; a dash where there is none."""
     low, high = interval
-    return f"[{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "-"
+    return f"[{low:z.{digits}f}, {high:z.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "-"
 
 
 class Shown(ABC):
