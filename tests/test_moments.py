@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrainscope import moments as module
 from retrainscope.moments import (
     N_GROUPS,
     ClassMoments,
     GroupCounter,
+    RunningMoments,
     class_means,
     half_samples,
     moments_of,
@@ -314,17 +314,28 @@ def test_one_class_has_a_variance_but_no_share():
     np.testing.assert_allclose(shares_of(features, ("a", "a"), between=False), [10, 10])
 
 
-def test_many_features_are_taken_in_parts(monkeypatch):
-    """Taking the features in parts, to spare memory, changes nothing."""
-    features, labels = blobs(np.random.default_rng(6), n_features=23)
+@pytest.mark.parametrize("n_features", [3, 90])
+def test_the_shorter_way_changes_nothing(n_features):
+    """A few draws are computed by another way than many, and are what they are among them."""
+    features, labels = blobs(np.random.default_rng(6), n_features=n_features)
     found = moments(features, labels)
-    weights = half_samples(found.counts, 5, np.random.default_rng(0))
-    at_once = scatter_share(found, weights)
-    monkeypatch.setattr(module, "_CHUNK", 1)
-    one_by_one = scatter_share(found, weights)
-    monkeypatch.setattr(module, "_CHUNK", 6 * 4 * 10)
-    np.testing.assert_allclose(one_by_one, at_once, rtol=1e-12)
-    np.testing.assert_allclose(scatter_share(found, weights), at_once, rtol=1e-12)
+    weights = half_samples(found.counts, 300, np.random.default_rng(0))
+    many = scatter_share(found, weights)
+    np.testing.assert_allclose(scatter_share(found, weights[:5]), many[:5], rtol=1e-12)
+
+
+def test_running_moments_are_those_of_all():
+    """Batches that are added one by one, with classes that come later, are what they are together."""
+    features, labels = blobs(np.random.default_rng(7), n_features=5)
+    order = np.argsort(labels, kind="stable")
+    features, labels = torch.from_numpy(features[order]), [labels[row] for row in order]
+    groups, running = GroupCounter().deal(labels), RunningMoments()
+    for start in range(0, len(labels), 7):
+        running.add(features[start : start + 7], labels[start : start + 7], groups[start : start + 7])
+    together, found = moments_of(features, labels, groups), running.moments()
+    assert found.classes == together.classes
+    for name in ("counts", "sums", "squares"):
+        np.testing.assert_allclose(getattr(found, name), getattr(together, name), rtol=1e-12)
 
 
 # --- means

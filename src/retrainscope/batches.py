@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from retrainscope.checks import all_finite
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.lending import start_random
 from retrainscope.padding import n_tokens_of, token_mask
@@ -184,7 +185,7 @@ class Batches:
 
     def _check_finite(self, inputs: Inputs, number: int) -> None:
         for key, tensor in items_of(inputs):
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if tensor.is_floating_point() and not all_finite(tensor):
                 where = f" (input {key!r})" if key else ""
                 raise NonFiniteError(
                     f"The {self.name} data has NaN or infinity in batch {number}{where}. Remove or mend those samples."

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from retrainscope.exceptions import InvalidDataError
 
-__all__ = ["check_choice", "check_device", "check_number", "reason_of"]
+__all__ = ["all_finite", "check_choice", "check_device", "check_number", "reason_of"]
 
 
 def check_number(
@@ -35,6 +36,12 @@ def check_device(device: Any) -> torch.device:
             f"The 'device' parameter must be a device that this machine has, such as 'cpu'. Got {device!r} "
             f"({reason_of(error)})."
         ) from error
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tell whether no value is NaN or infinite."""
+    # One sum is cheap; only when it is not finite (it may just have overflowed) is each value looked at.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def reason_of(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from retrainscope.decoders import Standardise, build_decoder, is_per_token
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.lending import start_random
 from retrainscope.memory import memory_needed
-from retrainscope.moments import ClassMoments, GroupCounter, moments_of
+from retrainscope.moments import ClassMoments, GroupCounter, RunningMoments
 from retrainscope.padding import joined_tokens, layer_mask, tokens_second
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores
@@ -339,7 +339,7 @@ class LayerDecoderProbe(LayerEstimator):
 
     def _errors(self, networks: dict[str, nn.Module], batches: Batches) -> ClassMoments:
         """Sum up the errors of all decoders, class by class, in one pass."""
-        counter, moments = GroupCounter(), None
+        counter, moments = GroupCounter(), RunningMoments()
         n_layers = len(self.layers_.names)
 
         def measured(batch: Batch) -> Tensor:
@@ -357,10 +357,8 @@ class LayerDecoderProbe(LayerEstimator):
         ):
             for piece, errors in self._halving.run(batch, measured):
                 labels: tuple[Label, ...] = piece.labels or (None,) * len(piece)
-                new = moments_of(errors, labels, counter.deal(labels))
-                moments = new if moments is None else moments.merge(new)
-        assert moments is not None
-        return moments.ordered()
+                moments.add(errors, labels, counter.deal(labels))
+        return moments.moments().ordered()
 
     def _observe(
         self, networks: dict[str, nn.Module], batch: Batch, visit: "Callable[[str, int, _Seen], None]"

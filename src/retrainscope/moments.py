@@ -10,10 +10,18 @@ from torch import Tensor
 
 from retrainscope.batches import Label, ordered_classes
 
-__all__ = ["N_GROUPS", "ClassMoments", "GroupCounter", "class_means", "half_samples", "moments_of", "scatter_share"]
+__all__ = [
+    "N_GROUPS",
+    "ClassMoments",
+    "GroupCounter",
+    "RunningMoments",
+    "class_means",
+    "half_samples",
+    "moments_of",
+    "scatter_share",
+]
 
 N_GROUPS = 10
-_CHUNK = 2**22  # scalars of resampled sums held at a time
 _ROUNDING = 1e-12
 
 Floats = NDArray[np.float64]
@@ -75,7 +83,8 @@ class ClassMoments:
 
     def ordered(self) -> "ClassMoments":
         """Return the same with the classes in sorted order, or as they came where they do not compare."""
-        return self._spread_to(ordered_classes(self.classes))
+        classes = ordered_classes(self.classes)
+        return self if classes == self.classes else self._spread_to(classes)
 
     def _spread_to(self, classes: tuple[Label, ...]) -> "ClassMoments":
         place = {label: row for row, label in enumerate(classes)}
@@ -110,6 +119,47 @@ class GroupCounter:
         return groups
 
 
+class RunningMoments:
+    """Sums up features batch by batch, in place, where they lie."""
+
+    def __init__(self) -> None:
+        self._places: dict[Label, int] = {}
+        self._counts = np.zeros(0)
+        self._sums = self._squares = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, features: Tensor, labels: Sequence[Label], groups: NDArray[np.int64]) -> None:
+        """Add a batch; the parameters are those of `moments_of`."""
+        flat = features.detach().flatten(start_dim=1)
+        if flat.device.type == "mps":  # has no float64
+            flat = flat.cpu()
+        flat = flat.to(torch.float64, copy=True)
+        places = [self._places.setdefault(label, len(self._places)) for label in labels]
+        rows = np.array(places, dtype=np.int64) * N_GROUPS + groups
+        self._make_room(flat)
+        cells = torch.from_numpy(rows).to(flat.device)
+        self._sums.index_add_(0, cells, flat)
+        self._squares.index_add_(0, cells, flat.square_().sum(dim=1))  # in place, which is much faster
+        self._counts += np.bincount(rows, minlength=len(self._counts))
+
+    def moments(self) -> ClassMoments:
+        """Return the moments of what was added, the classes as they came."""
+        shape = (len(self._places), N_GROUPS)
+        return ClassMoments(
+            tuple(self._places),
+            self._counts.reshape(shape).copy(),
+            self._sums.cpu().numpy().reshape(*shape, -1),
+            self._squares.cpu().numpy().reshape(shape),
+        )
+
+    def _make_room(self, flat: Tensor) -> None:
+        new = len(self._places) * N_GROUPS - len(self._counts)
+        if new:
+            self._counts = np.append(self._counts, np.zeros(new))
+            old = self._sums if len(self._sums) else flat[:0]
+            self._sums = torch.cat([old, flat.new_zeros(new, flat.shape[1])])
+            self._squares = torch.cat([self._squares.to(flat.device), flat.new_zeros(new)])
+
+
 def moments_of(features: Tensor, labels: Sequence[Label], groups: NDArray[np.int64]) -> ClassMoments:
     """Sum the features of a batch by class and group.
 
@@ -125,26 +175,9 @@ def moments_of(features: Tensor, labels: Sequence[Label], groups: NDArray[np.int
     -------
     ClassMoments
     """
-    classes = tuple(dict.fromkeys(labels))
-    place = {label: row for row, label in enumerate(classes)}
-    cell_of = np.fromiter((place[label] for label in labels), np.int64, len(labels)) * N_GROUPS + groups
-    n_cells = len(classes) * N_GROUPS
-    flat = features.detach().flatten(start_dim=1)
-    if flat.device.type == "mps":  # has no float64
-        flat = flat.cpu()
-    flat = flat.to(torch.float64)
-    cells = torch.from_numpy(cell_of).to(flat.device)
-    sums = torch.zeros(n_cells, flat.shape[1], dtype=torch.float64, device=flat.device).index_add_(0, cells, flat)
-    squares = torch.zeros(n_cells, dtype=torch.float64, device=flat.device)
-    squares.index_add_(0, cells, torch.linalg.vecdot(flat, flat))
-    counts = np.bincount(cell_of, minlength=n_cells).astype(np.float64)
-    shape = (len(classes), N_GROUPS)
-    return ClassMoments(
-        classes,
-        counts.reshape(shape),
-        sums.cpu().numpy().reshape(*shape, -1),
-        squares.cpu().numpy().reshape(shape),
-    )
+    running = RunningMoments()
+    running.add(features, labels, groups)
+    return running.moments()
 
 
 def half_samples(counts: Floats, n_resamples: int, rng: np.random.Generator) -> Floats:
@@ -199,18 +232,14 @@ def scatter_share(moments: ClassMoments, weights: Floats, *, between: bool = Tru
     ndarray of shape (n_draws, 1 + n_classes)
         NaN where a class has fewer than two samples in a draw, or nothing varies.
     """
-    n_draws, n_classes, _ = weights.shape
+    n_draws, n_classes, n_groups = weights.shape
     counts = (weights * moments.counts).sum(axis=-1)
     squares = (weights * moments.squares).sum(axis=-1)
-    mean_norms = np.zeros((n_draws, n_classes))
-    grand_norm = np.zeros(n_draws)
-    step = max(1, _CHUNK // (n_draws * n_classes))
     with np.errstate(divide="ignore", invalid="ignore"):
-        for start in range(0, moments.sums.shape[-1], step):
-            sums = np.matmul(weights.transpose(1, 0, 2), moments.sums[..., start : start + step])
-            means = sums.transpose(1, 0, 2) / counts[..., None]
-            mean_norms += np.square(means).sum(axis=-1)
-            grand_norm += np.square(means.mean(axis=1)).sum(axis=-1)
+        shares = weights / counts[..., None]  # the mean of a class is its row of these times the sums of its groups
+        mean_norms = _square_norms(shares.transpose(1, 0, 2), moments.sums).T
+        flat_sums = moments.sums.reshape(n_classes * n_groups, -1)
+        grand_norm = _square_norms(shares.reshape(n_draws, -1) / n_classes, flat_sums)
         within = np.where(counts >= 2, (squares - counts * mean_norms) / (counts - 1), np.nan)
         # Below this the difference is rounding error: the features do not vary.
         within = np.where(within < _ROUNDING * squares / counts, 0.0, within)
@@ -222,6 +251,25 @@ def scatter_share(moments: ClassMoments, weights: Floats, *, between: bool = Tru
             total = np.ones(n_draws)
         share = np.concatenate([overall[:, None], within], axis=1) / total[:, None]
     return np.where(share > 0, share, np.nan)
+
+
+def _square_norms(shares: Floats, sums: Floats) -> Floats:
+    """Return the square norms of the rows of ``shares @ sums``, by the shorter way.
+
+    Parameters
+    ----------
+    shares : ndarray of shape (..., n_draws, n_groups)
+    sums : ndarray of shape (..., n_groups, n_features)
+
+    Returns
+    -------
+    ndarray of shape (..., n_draws)
+    """
+    if sums.shape[-2] < shares.shape[-2]:
+        norms: Floats = ((shares @ (sums @ sums.swapaxes(-1, -2))) * shares).sum(axis=-1)
+    else:
+        norms = np.square(shares @ sums).sum(axis=-1)
+    return norms
 
 
 def class_means(moments: ClassMoments, weights: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """`ActivationSpread`: are the activations of novel classes clustered or spread?"""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -17,7 +18,14 @@ from retrainscope.base import (
 )
 from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_number
-from retrainscope.moments import N_GROUPS, ClassMoments, GroupCounter, half_samples, moments_of, scatter_share
+from retrainscope.moments import (
+    N_GROUPS,
+    ClassMoments,
+    GroupCounter,
+    RunningMoments,
+    half_samples,
+    scatter_share,
+)
 from retrainscope.padding import mean_over_tokens
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores, Measured, score
@@ -217,23 +225,22 @@ class ActivationSpread(LayerEstimator):
 
     def _moments(self, model: nn.Module, batches: Batches, *, most: float = np.inf) -> dict[str, ClassMoments]:
         """Sum up the activations of every layer, and the input, in one pass; at most so many sums a layer."""
-        counter, moments = GroupCounter(), dict[str, ClassMoments]()
+        drawn: dict[str, Tensor] = {}
+        counter, moments = GroupCounter(), defaultdict[str, RunningMoments](RunningMoments)
         names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
-
         bar = progress_bar(batches, what=f"spread of {batches.name}", progress=self.progress, total=batches.n_batches)
         for number, batch in enumerate(bar):
-            dealt = dict(zip(batch.positions.tolist(), counter.deal(_labels(batch)).tolist(), strict=True))
+            groups = counter.deal(_labels(batch))
             if self._n_features > 1 and counter.n_classes * N_GROUPS * self._n_features > most:
                 raise _TooManyClassesError(counter.n_classes)
 
-            def measured(piece: Batch, number: int = number, dealt: Any = dealt) -> dict[str, ClassMoments]:
-                found = dict[str, ClassMoments]()
-                groups = np.array([dealt[position] for position in piece.positions.tolist()])
+            def measured(piece: Batch, number: int = number) -> dict[str, Tensor]:
+                found: dict[str, Tensor] = {}
 
                 def add(name: str, output: Tensor) -> None:
                     features = self._features(name, output, piece.mask)
                     name = _INPUT if name == self.input_layer else name
-                    found[name] = moments_of(self._drawn(name, features), _labels(piece), groups)
+                    found[name] = self._drawn(name, features, drawn)
 
                 if self.input_layer is None:
                     add(_INPUT, reference_inputs(piece.inputs))
@@ -244,23 +251,27 @@ class ActivationSpread(LayerEstimator):
                     )
                 return found
 
-            for _, found in self._halving.run(batch, measured):
-                moments = {name: moments[name].merge(new) if name in moments else new for name, new in found.items()}
-        return {name: summed.ordered() for name, summed in moments.items()}
+            for piece, found in self._halving.run(batch, measured):
+                mine, groups = groups[: len(piece)], groups[len(piece) :]
+                for name, features in found.items():
+                    moments[name].add(features, _labels(piece), mine)
+        return {name: running.moments().ordered() for name, running in moments.items()}
 
     def _features(self, name: str, output: Tensor, mask: Tensor | None) -> Tensor:
         """Return what is measured of an output, of shape (n_samples, n_features)."""
         axis = self._token_axes.get(name)
         return output.flatten(1) if axis is None or mask is None else mean_over_tokens(output, axis, mask)
 
-    def _drawn(self, layer: str, features: Tensor) -> Tensor:
-        """Return the features to measure: all, or the same random ones at every call."""
+    def _drawn(self, layer: str, features: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """Copy the features to measure: all, or the same random ones at every call, whose places are kept."""
         n_features = features.shape[1]
         if n_features <= self._n_features:
-            return features
-        rng = np.random.default_rng([self._seed, *layer.encode()])
-        chosen = np.sort(rng.choice(n_features, self._n_features, replace=False))
-        return features[:, torch.from_numpy(chosen).to(features.device)]
+            return features.clone()
+        if layer not in drawn:
+            rng = np.random.default_rng([self._seed, *layer.encode()])
+            chosen = np.sort(rng.choice(n_features, self._n_features, replace=False))
+            drawn[layer] = torch.from_numpy(chosen).to(features.device)
+        return features.index_select(1, drawn[layer])
 
 
 def _labels(batch: Batch) -> tuple[Label, ...]:

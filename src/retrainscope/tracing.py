@@ -1,6 +1,6 @@
 """Hooks on a user's model, set and taken away: `trace_layers`, `run_layers`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retrainscope.batches import Inputs
-from retrainscope.checks import check_choice
+from retrainscope.checks import all_finite, check_choice
 from retrainscope.exceptions import (
     LayerNotFoundError,
     LayerNotRunError,
@@ -135,12 +135,14 @@ def run_layers(
     modules = named_layers(model, layers)
     n_samples = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
     mask = token_mask(inputs)
-    seen: dict[str, Tensor] = {}
+    seen: set[str] = set()
+    kept: dict[str, Tensor] = {}  # of calls whose last one or sum counts; else nothing outlives its hook
 
-    def all_finite(name: str, output: Tensor) -> bool:
-        if mask is not None and name in token_axes:
-            output = real_tokens(output, token_axes[name], mask)
-        return bool(torch.isfinite(output).all())
+    def finite(name: str, output: Tensor) -> bool:
+        # What padding holds need not be finite, but is looked at only if something is not.
+        if mask is None or name not in token_axes:
+            return all_finite(output)
+        return all_finite(output) or all_finite(real_tokens(output, token_axes[name], mask))
 
     def check_and_visit(name: str, output: Tensor) -> None:
         if output.ndim == 0 or output.shape[0] != n_samples:
@@ -148,21 +150,20 @@ def run_layers(
                 f"The layer {name!r} returns shape {tuple(output.shape)} for {n_samples} samples; one row a "
                 "sample is needed. Name a layer whose output has the batch first."
             )
-        # One sum is cheap; only when it is not finite (it may just have overflowed) is each value looked at.
-        if check_finite and not torch.isfinite(output.detach().sum()) and not all_finite(name, output):
+        if check_finite and not finite(name, output.detach()):
             raise NonFiniteError(f"The layer {name!r} puts out NaN or infinity{where and ' in '}{where}.")
         visit(name, output)
 
     def at_each(name: str, output: Tensor) -> None:
         if calls in ("last", "sum"):
-            seen[name] = _taken(seen.get(name), output, calls)
+            kept[name] = _taken(kept.get(name), output, calls)
             return
         if calls is None:
             _check_once(name, seen)
         elif name in seen:
             return
         check_and_visit(name, output)
-        seen[name] = output
+        seen.add(name)
         if len(seen) == len(modules):
             raise _AllSeen
 
@@ -171,14 +172,14 @@ def run_layers(
             call_model(model, inputs)
     except _AllSeen:
         return
-    missing = sorted(set(modules) - set(seen))
+    missing = sorted(set(modules) - seen - set(kept))
     if missing:
         raise LayerNotRunError(
             f"These layers do not run in the forward pass: {', '.join(missing)}. Leave them out of layers=."
         )
     if calls in ("last", "sum"):
         for name in modules:
-            check_and_visit(name, seen[name])
+            check_and_visit(name, kept[name])
 
 
 @contextmanager
@@ -314,7 +315,7 @@ def check_calls(calls: str | None) -> None:
         check_choice("calls", calls, _CALLS)
 
 
-def _check_once(name: str, seen: Mapping[str, Tensor]) -> None:
+def _check_once(name: str, seen: Container[str]) -> None:
     if name in seen:
         raise ReusedLayerError(
             f"The layer {name!r} runs more than once in one forward pass, so its output is not one thing. Name the "

@@ -1,7 +1,7 @@
 """What the criteria on gradients share: the samples and the head whose loss is differentiated, and the comparison."""
 
 from abc import abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from retrainscope.heads import (
     predictions_of,
     with_head,
 )
-from retrainscope.moments import ClassMoments, GroupCounter, moments_of
+from retrainscope.moments import ClassMoments, GroupCounter, RunningMoments
 from retrainscope.progress import progress_bar
 from retrainscope.sample_gradients import sample_gradients
 from retrainscope.scores import LayerScores, Measured, score
@@ -265,7 +265,7 @@ class GradientCriterion(LayerEstimator):
 
     def _moments(self, parts: Iterable[HeadedSample], features: Callable[[Tensor], Tensor]) -> dict[str, ClassMoments]:
         """Sum up features(gradients) of all samples for each layer, of gradients of shape (n_samples, n_parameters)."""
-        counter, moments = GroupCounter(), dict[str, ClassMoments]()
+        counter, moments = GroupCounter(), defaultdict[str, RunningMoments](RunningMoments)
         owned = {layer: self.layers_.parameters[layer] for layer in self.layers_.names}
         with progress_bar(what="gradients of samples", progress=self.progress) as bar:
             for part in parts:
@@ -277,10 +277,9 @@ class GradientCriterion(LayerEstimator):
                         mine, labels = labels[:n], labels[n:]
                         groups = counter.deal(mine)
                         for layer, gradients in found.items():
-                            new = moments_of(features(gradients), mine, groups)
-                            moments[layer] = moments[layer].merge(new) if layer in moments else new
+                            moments[layer].add(features(gradients), mine, groups)
                         bar.update(n)
-        return {layer: summed.ordered() for layer, summed in moments.items()}
+        return {layer: running.moments().ordered() for layer, running in moments.items()}
 
     def _compared(
         self, known: tuple[LabelledSample, Resampled], unknown: tuple[LabelledSample, Resampled]
