@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from retrainscope.batches import Batch, Inputs, Label
@@ -143,6 +141,9 @@ def fit_head(features: Tensor, targets: Tensor, n_classes: int) -> nn.Linear:
     NonFiniteError
         If a feature is NaN or infinite.
     """
+    from sklearn.linear_model import LogisticRegression  # here, as to import them takes as long as all else here
+    from sklearn.preprocessing import StandardScaler
+
     X: NDArray[np.float64] = features.detach().double().cpu().numpy()
     if not np.isfinite(X).all():
         raise NonFiniteError(
