@@ -1,6 +1,6 @@
 """Print the peak memory, in MB, of measuring so many samples that are made when they are asked for.
 
-    python benchmarks/speed/memory.py spread|default N
+python benchmarks/speed/memory.py spread|default N
 """
 
 import resource

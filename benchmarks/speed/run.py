@@ -2,8 +2,8 @@
 
     python benchmarks/speed/run.py [--only WORD ...] [--repeats N] [--out FILE]
 
-Every row is a ratio within one run, of one thread: two ways of doing it, by turns, several times over. Needs torchvision
-and torch-cka (`make bench-speed` has them).
+Every row is a ratio within one run, of one thread: two ways of doing it, by turns, several times over. Needs
+torchvision and torch-cka (`make bench-speed` has them).
 """
 
 import argparse
@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -73,7 +74,7 @@ def spread_rows(repeats: int) -> Iterator[Ratio]:
         yield ratio((f"ActivationSpread, {name}", ours), ("a forward pass", bare), repeats=repeats, aim=aim)
 
 
-def probe_rows(repeats: int) -> Iterator[Ratio]:
+def probe_rows(_repeats: int) -> Iterator[Ratio]:
     model, (X, y) = mnist_network(), (part[:1000] for part in digits())
     epochs, learnt = 5, int(0.8 * 1000)
 
@@ -114,7 +115,9 @@ def inverter_rows(repeats: int) -> Iterator[Ratio]:
             descent = rs.Descent(optimizer, max_iter=steps)
 
             def ours(model: nn.Module = model, layer: str = layer, X: Tensor = X, descent: Any = descent) -> Any:
-                return rs.invert_layers(model, X, [layer], descent=descent, low=0, high=1, random_state=0, progress=False)
+                return rs.invert_layers(
+                    model, X, [layer], descent=descent, low=0, high=1, random_state=0, progress=False
+                )
 
             def bare(model: nn.Module = model, layer: str = layer, X: Tensor = X) -> None:
                 cut_off_passes(model, layer, X, steps)
@@ -161,7 +164,9 @@ def alternative_rows(repeats: int) -> Iterator[Ratio]:
         ("a pass with a hook for every layer, and numpy", one_by_one),
         ("torchvision's create_feature_extractor, and numpy", extracted),
     ):
-        yield ratio(("ActivationSpread, ResNet-18", ours), (what, theirs), repeats=repeats, aim="< 1", apart=largest_gap)
+        yield ratio(
+            ("ActivationSpread, ResNet-18", ours), (what, theirs), repeats=repeats, aim="< 1", apart=largest_gap
+        )
 
 
 def cka_rows(repeats: int) -> Iterator[Ratio]:
@@ -225,7 +230,9 @@ def sweep_rows(_repeats: int) -> Iterator[Ratio]:
 
     mine, theirs = min(seconds(ours) for _ in range(3)), seconds(sweep)
     found = mine / theirs
-    yield Ratio("recommend_layers, MNIST study", "the sweep that it replaces", mine, theirs, found, found, found, "≤ 0.05")
+    yield Ratio(
+        "recommend_layers, MNIST study", "the sweep that it replaces", mine, theirs, found, found, found, "≤ 0.05"
+    )
 
 
 # ---- Memory and start
@@ -242,13 +249,17 @@ def memory_rows(_repeats: int) -> Iterator[Ratio]:
 
 def peak_memory(what: str, n: int) -> float:
     """Return the peak of a process of its own, in MB."""
-    done = subprocess.run([sys.executable, HERE / "memory.py", what, str(n)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, HERE / "memory.py", what, str(n)], capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
 def import_rows(repeats: int) -> Iterator[Ratio]:
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
     def start(code: str) -> Callable[[], Any]:
-        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True, env=usual)
 
     yield ratio(
         ("import retrainscope", start("import retrainscope")),
@@ -285,7 +296,9 @@ def features_of(model: nn.Module, X: Tensor, layers: Any) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     modules = dict(model.named_modules())
     handles = [
-        modules[layer].register_forward_hook(lambda _module, _args, output, name=layer: found[name].append(output.clone()))
+        modules[layer].register_forward_hook(
+            lambda _module, _args, output, name=layer: found[name].append(output.clone())
+        )
         for layer in layers
     ]
     forward(model, X)

@@ -43,7 +43,14 @@ class Ratio:
     def cells(self) -> list[str]:
         """Return the row of a table."""
         times = [f"{self.our_seconds:.3g}", f"{self.their_seconds:.3g}"]
-        return [self.ours, self.against, *times, f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]", self.aim, self.note]
+        return [
+            self.ours,
+            self.against,
+            *times,
+            f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]",
+            self.aim,
+            self.note,
+        ]
 
     def plain(self) -> dict[str, Any]:
         """Return what JSON can hold."""
