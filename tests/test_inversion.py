@@ -69,11 +69,11 @@ def test_reconstruct_keeps_order_whatever_the_batches():
     X = X.double()
     model = classifier(dtype=torch.float64)
     small, large = (
-        rs.GradientInverter(model, max_iter=15, batch_size=size, random_state=0).fit((X, labels)).reconstruct(X, "2")
-        for size in (4, 256)
+        rs.GradientInverter(model, max_iter=10, batch_size=size, random_state=0).fit((X, labels)).reconstruct(X, "2")
+        for size in (4, 256)  # few steps, as rounding, which depends on the machine, grows from one to the next
     )
     np.testing.assert_allclose(small.inputs, large.inputs, rtol=1e-9)
-    assert small.losses.shape == (23, 15)
+    assert small.losses.shape == (23, 10)
     np.testing.assert_allclose(small.input_error, large.input_error, rtol=1e-9)
     np.testing.assert_allclose(small.feature_error, large.feature_error, rtol=1e-9)
     np.testing.assert_allclose(small.losses, large.losses, rtol=1e-6)

@@ -278,10 +278,12 @@ class _Lbfgs:
         self.x, self.low, self.high, self._first = start.clone(), low, high, step
         self._shape = start.shape[1:]
         n, size = len(start), start[0].numel()
-        self._s, self._y = (torch.zeros(_MEMORY, n, size, device=start.device, dtype=start.dtype) for _ in range(2))
-        self._rho = torch.zeros(_MEMORY, n, device=start.device, dtype=start.dtype)  # 0: an empty place
+        # Steps, and below them the changes of the gradient that came of them, with the products of all with all.
+        self._history = start.new_zeros(n, 2 * _MEMORY, size)
+        self._products = start.new_zeros(n, 2 * _MEMORY, 2 * _MEMORY)
+        self._filled = torch.zeros(n, _MEMORY, dtype=torch.bool, device=start.device)
         self._newest = torch.zeros(n, dtype=torch.long, device=start.device)
-        self._base, self.loss = start.flatten(1).clone(), torch.full_like(self._rho[0], torch.inf)
+        self._base, self.loss = start.flatten(1).clone(), start.new_full((n,), torch.inf)
         self._gradient, self._direction = torch.zeros_like(self._base), torch.zeros_like(self._base)
         self._length, self._tries = torch.ones_like(self.loss), torch.zeros_like(self.loss)
 
@@ -300,18 +302,16 @@ class _Lbfgs:
         self.loss = torch.where(taken, losses, self.loss)
         self._tries = torch.where(taken, 0, self._tries + 1)
         # Start again from steepest descent; where that is what was tried, go on with shorter steps.
-        lost = (self._tries >= _GIVE_UP) & (self._rho.amax(dim=0) > 0)
-        self._rho[:, lost] = 0
+        lost = (self._tries >= _GIVE_UP) & self._filled.any(dim=1)
+        self._filled[lost] = False
         self._tries[lost] = 0
         self._turn(taken | lost)
         self.x = (self._base + self._length[:, None] * self._direction).clamp_(self.low, self.high)
         self.x = self.x.reshape(-1, *self._shape)
 
     def keep(self, rows: Tensor) -> None:
-        self.x = self.x[rows]
-        for name in ("_s", "_y", "_rho"):
-            setattr(self, name, getattr(self, name)[:, rows])
-        for name in ("_newest", "_base", "loss", "_gradient", "_direction", "_length", "_tries"):
+        state = ("x", "_history", "_products", "_filled", "_newest", "_base", "loss", "_gradient", "_direction")
+        for name in (*state, "_length", "_tries"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _remember(self, which: Tensor, s: Tensor, gradient: Tensor) -> None:
@@ -319,8 +319,13 @@ class _Lbfgs:
         curvature = _dot(s, y)
         which = torch.nonzero(which & (curvature > 1e-10 * _dot(y, y))).flatten()
         self._newest[which] = place = (self._newest[which] + 1) % _MEMORY
-        self._s[place, which], self._y[place, which] = s[which], y[which]
-        self._rho[place, which] = 1 / curvature[which]
+        new = torch.stack([s, y], dim=1)
+        for row, at in enumerate((place, place + _MEMORY)):
+            self._history[which, at] = new[which, row]
+        products = self._history @ new.mT  # of all, as to pick some would copy their history
+        for row, at in enumerate((place, place + _MEMORY)):
+            self._products[which, at] = self._products[which, :, at] = products[which, :, row]
+        self._filled[which, place] = True
 
     def _turn(self, which: Tensor) -> None:
         """Give these samples a new direction and a whole step, the others a shorter one."""
@@ -329,7 +334,7 @@ class _Lbfgs:
         direction = -self._times_inverse_hessian(free)
         direction = torch.where(outward, 0, direction)
         slope = _dot(direction, free)
-        plain = (self._rho.amax(dim=0) == 0) | (slope >= 0) | ~torch.isfinite(slope)
+        plain = ~self._filled.any(dim=1) | (slope >= 0) | ~torch.isfinite(slope)
         squares = _dot(free, free).clamp(min=torch.finfo(free.dtype).tiny)
         # Where nothing is known of the curvature: Polyak's step, as the lowest loss is about zero. What the loss does
         # not depend on, as padding, does not count.
@@ -340,19 +345,32 @@ class _Lbfgs:
         self._length = torch.where(which, 1, self._length * _SHORTER)
 
     def _times_inverse_hessian(self, vector: Tensor) -> Tensor:
-        """Multiply by the approximate inverse Hessian: the two loops of Nocedal and Wright, algorithm 7.4."""
-        every = torch.arange(len(vector), device=vector.device)
-        places = [(self._newest - age) % _MEMORY for age in range(_MEMORY)]
-        q, alphas = vector, []
-        for place in places:
-            alphas.append(self._rho[place, every] * _dot(self._s[place, every], q))
-            q = q - alphas[-1][:, None] * self._y[place, every]
-        y, rho = self._y[places[0], every], self._rho[places[0], every]
-        q = q * torch.where(rho > 0, 1 / (rho * _dot(y, y)), 1).nan_to_num(nan=1.0)[:, None]
-        for place, alpha in zip(reversed(places), reversed(alphas), strict=True):
-            beta = self._rho[place, every] * _dot(self._y[place, every], q)
-            q = q + (alpha - beta)[:, None] * self._s[place, every]
-        return q
+        """Multiply by the approximate inverse Hessian: the compact form of Byrd, Nocedal and Schnabel (1994), eq. 3.1.
+
+        It reads the history twice, where the two loops read it four times.
+        """
+        ages = torch.arange(_MEMORY, device=vector.device)
+        places = (self._newest[:, None] + 1 + ages) % _MEMORY  # the oldest first
+        filled = self._filled.gather(1, places)
+        order = torch.cat([places, places + _MEMORY], dim=1)
+        # In double precision, as the products of old and new steps are of very different size.
+        products = self._products.gather(1, order[:, :, None].expand_as(self._products))
+        products = products.gather(2, order[:, None].expand_as(products)).double()
+        along = (self._history @ vector[..., None])[..., 0].gather(1, order).double()
+        there = torch.cat([filled, filled], dim=1)
+        products, along = products * (there[:, :, None] & there[:, None]), along * there
+        steps, changes = along[:, :_MEMORY, None], along[:, _MEMORY:, None]  # S'g and Y'g
+        curved, squares = products[:, :_MEMORY, _MEMORY:], products[:, _MEMORY:, _MEMORY:]  # S'Y and Y'Y
+        diagonal = curved.diagonal(dim1=1, dim2=2)
+        upper = curved.triu() + torch.diag_embed((~filled).double())  # an empty place takes no part
+        last = torch.where(filled[:, -1], diagonal[:, -1] / squares[:, -1, -1], 1.0)
+        scale = last.nan_to_num(nan=1.0, posinf=1.0)[:, None, None]
+        alpha = torch.linalg.solve_triangular(upper, steps, upper=True)
+        inner = diagonal[..., None] * alpha + scale * (squares @ alpha - changes)
+        beta = torch.linalg.solve_triangular(upper.mT, inner, upper=False)
+        weights = torch.cat([beta, -scale * alpha], dim=1)[..., 0].to(vector.dtype)
+        back = torch.zeros_like(weights).scatter_(1, order, weights)
+        return (back[:, None] @ self._history)[:, 0] + scale[:, :, 0].to(vector.dtype) * vector
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
