@@ -9,7 +9,7 @@ BENCH := .venv-bench
 ZOO := .venv-zoo
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser test-cuda lint bench bench-advice bench-advice-again bench-inversion zoo example-text readme build clean
+.PHONY: help install study test test-vision test-browser test-cuda lint bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,15 @@ bench-inversion: $(BENCH)/.ready  ## invert really trained networks and others; 
 	$(BENCH)/bin/python benchmarks/inversion_speed.py --steps 100 --repeats 5 --out inversion/inversion-speed.json
 	$(BENCH)/bin/python scripts/update_inversion_page.py inversion
 
+bench-speed: $(VISION)/.ready  ## what the library costs, as ratios, and how the cost grows; writes docs/speed.md (40 minutes)
+	$(VISION)/bin/python -m pip install --quiet --no-deps torch-cka==0.21
+	mkdir -p speed
+	$(VISION)/bin/python benchmarks/speed/run.py --out speed/ratios.json
+	$(VISION)/bin/python benchmarks/speed/growth.py --out speed/growth.json --figure speed/growth.png
+	$(VISION)/bin/python benchmarks/speed/processes.py --out speed/processes.json
+	$(VISION)/bin/python benchmarks/speed/killed.py --out speed/killed.json
+	$(VISION)/bin/python scripts/update_speed_page.py speed
+
 $(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip
@@ -102,4 +111,4 @@ build: $(READY)  ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) inversion zoo.json text-results build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) inversion speed zoo.json text-results build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,6 @@
 """What does ``kill -9`` cost a long run with a checkpoint, and is the result the same?
 
-    python benchmarks/killed.py [--runs 20] [--seed 0]
+    python benchmarks/speed/killed.py [--runs 20] [--seed 0] [--out FILE]
 
 A process asks for advice on the paper's network and MNIST, by the default estimators and by decoders and inversion. It
 is killed at a random time, and started again, until it ends by itself; then the next run. Each run's result is compared
@@ -10,6 +10,7 @@ part of it.
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -35,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the times (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the summary as JSON")
     parser.add_argument("--child", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -68,10 +70,24 @@ def main() -> None:
             shares.append(work / alone.work - 1)
             n_killed, n_same = n_killed + len(pieces) - 1, n_same + same
             print(f"{run:4}{len(pieces) - 1:8}{work:8.2f}s{shares[-1]:8.1%}{same!s:>6}", flush=True)
+    twice, each = sum(shares) / len(shares), sum(shares) / max(1, n_killed)
     print(
-        f"\n{n_same} of {options.runs} results are the same, after {n_killed} kills; work done twice: "
-        f"{sum(shares) / len(shares):.1%} of a run, {sum(shares) / max(1, n_killed):.1%} a kill"
+        f"\n{n_same} of {options.runs} results are the same, after {n_killed} kills; work done twice: {twice:.1%} of a "
+        f"run, {each:.1%} a kill"
     )
+    if options.out:
+        header = [
+            "runs",
+            "kills",
+            "equal results",
+            "work done twice, of a run",
+            "a kill",
+            "left alone",
+            "with checkpoint",
+        ]
+        row = [str(options.runs), str(n_killed), str(n_same), f"{twice:.1%}", f"{each:.1%}"]
+        row += [f"{run.work:.1f} s" for run in (alone, kept)]
+        options.out.write_text(json.dumps({"header": header, "rows": [row]}, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

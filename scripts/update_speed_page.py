@@ -1,0 +1,64 @@
+"""Put the results of `make bench-speed` into docs/speed.md, and the figure of growth beside it.
+
+    python scripts/update_speed_page.py RESULTS_FOLDER
+
+The folder holds ratios.json, growth.json, growth.png, processes.json and killed.json. The numbers are kept in
+benchmarks/results/speed.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pages import ROOT, put_table
+
+PAGE = ROOT / "docs" / "speed.md"
+KEPT = ROOT / "benchmarks" / "results" / "speed"
+LAST = 3  # points that the exponent is fitted to
+
+
+def main(folder: Path) -> None:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    ratios, growth = read(folder, "ratios"), read(folder, "growth")
+    rows = [
+        [
+            *(row["ours"], row["against"], f"{row['our_seconds']:.3g}", f"{row['their_seconds']:.3g}"),
+            *(f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]", row["aim"], row["note"]),
+        ]
+        for row in ratios["rows"]
+    ]
+    put_table(PAGE, "ratios", ["ours", "against", "seconds", "their seconds", "ratio [range]", "aim", "note"], rows)
+    machine = [[name, str(value)] for name, value in ratios["machine"].items()]
+    put_table(PAGE, "machine", ["what", "value"], machine)
+    put_table(PAGE, "growth", ["along", "from", "to", *next(iter(growth["seconds"].values()))], exponents(growth))
+    for name in ("processes", "killed"):
+        table = read(folder, name)
+        put_table(PAGE, name, table["header"], table["rows"])
+    shutil.copy(folder / "growth.png", ROOT / "docs" / "images" / "growth.png")
+
+
+def exponents(growth: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for what, sizes in growth["sizes"].items():
+        slopes = [
+            float(np.polyfit(np.log(sizes[: len(times)][-LAST:]), np.log(times[-LAST:]), 1)[0])
+            for times in growth["seconds"][what].values()
+        ]
+        rows.append([what, str(sizes[0]), str(sizes[-1]), *(f"{slope:.2f}" for slope in slopes)])
+    return rows
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"{name}.json"
+    shutil.copy(path, KEPT / path.name)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    main(Path(sys.argv[1]))
