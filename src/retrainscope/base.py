@@ -22,8 +22,10 @@ from retrainscope.memory import Halving
 from retrainscope.moments import ClassMoments, class_means, half_samples
 from retrainscope.padding import n_tokens_of, tells_padding
 from retrainscope.parts import NOTHING_KEPT, Parts
+from retrainscope.processes import agree, check_alone, digests_of_model, from_first, in_step, n_processes
 from retrainscope.saving import from_plain, to_plain
 from retrainscope.scores import LayerScores, Measured, score
+from retrainscope.shares import check_same_data
 from retrainscope.tracing import check_calls
 
 __all__ = [
@@ -73,6 +75,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     # Where nothing is said of the known data, it is measured again; a subclass that leaves more has to say so.
     _known_kinds: ClassVar[dict[str, Any]] = {}
     _unknown_kinds: ClassVar[dict[str, Any]] = {}
+    _shares_work: ClassVar[bool] = False  # whether several processes can work on it together
     _parts: Parts = NOTHING_KEPT  # of a run with a checkpoint, for as long as that lasts
 
     def __sklearn_clone__(self) -> Self:
@@ -97,33 +100,41 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         InvalidDataError, LayerNotFoundError, UnsupportedModelError
             Before any work, where data or layers do not fit.
         """
-        check_calls(self.calls)
-        seed = seed_of(self.random_state)
-        batches = self._batches(known, "known", seed)
-        with autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
-            first = batches.first()
-            token_axes = input_axes(first.inputs) if self.input_layer is None else {}
-            layers = layers_of(
-                model, first, layers=self.layers, head=self.head, input_layer=self.input_layer, calls=self.calls
-            )
-            _check_measurable(layers, self.input_layer)
-            self._token_axes = {**layers.token_axes, **token_axes}
-            self._seed, self._input_shapes, self.layers_ = seed, input_shapes(first.inputs), layers
-            self._halving = Halving()
-            try:
-                kept = self._parts.get("known")
-                if kept is None:
-                    self._measure_known(model, batches)
-                    if self._known_kinds and self._parts is not NOTHING_KEPT:
-                        self._parts.put("known", self._fitted())
-                else:
-                    self._restore(kept)
-                if self._known_kinds:
-                    self._parts.under("known").clear()
-            except BaseException:
-                del self.layers_  # an estimator is fitted or not, never half
-                raise
+        self.check_processes()
+        with in_step():
+            check_calls(self.calls)
+            seed = self._drawn_seed()
+            batches = self._batches(known, "known", seed)
+            with autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
+                self._check_same(batches)
+                self._fit(model, batches, seed)
         return self
+
+    def _fit(self, model: nn.Module, batches: Batches, seed: int) -> None:
+        """Find the layers and measure the known data, unless that is kept."""
+        first = batches.first()
+        token_axes = input_axes(first.inputs) if self.input_layer is None else {}
+        layers = layers_of(
+            model, first, layers=self.layers, head=self.head, input_layer=self.input_layer, calls=self.calls
+        )
+        _check_measurable(layers, self.input_layer)
+        agree({"the layers": ", ".join(layers.names), "the head": layers.head})
+        self._token_axes = {**layers.token_axes, **token_axes}
+        self._seed, self._input_shapes, self.layers_ = seed, input_shapes(first.inputs), layers
+        self._halving = Halving()
+        try:
+            kept = self._parts.get("known")
+            if kept is None:
+                self._measure_known(model, batches)
+                if self._known_kinds and self._parts is not NOTHING_KEPT:
+                    self._parts.put("known", self._fitted())
+            else:
+                self._restore(kept)
+            if self._known_kinds:
+                self._parts.under("known").clear()
+        except BaseException:
+            del self.layers_  # an estimator is fitted or not, never half
+            raise
 
     def score_layers(self, unknown: Any) -> LayerScores:
         """Measure the unknown data and compare it with the known.
@@ -145,16 +156,23 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             Before any work, where the data does not fit.
         """
         with self._opened(unknown) as (model, batches, rng):
-            return self._kept_scores(lambda: self._score(model, batches, rng))
+            return self._same_scores(self._kept_scores(lambda: self._score(model, batches, rng)))
+
+    def check_processes(self) -> None:
+        """Refuse several processes, where they cannot share the work."""
+        if not self._shares_work:
+            check_alone(type(self).__name__)
 
     @contextmanager
     def _opened(self, unknown: Any) -> Iterator[tuple[nn.Module, Batches, np.random.Generator]]:
         """Lend the model to measure unknown data, and a generator for the resampling."""
-        check_is_fitted(self, "layers_")
-        batches = self._batches(unknown, "unknown", self._seed)
-        with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
-            check_same_shape(self._input_shapes, batches.first())
-            yield model, batches, np.random.default_rng(self._seed)
+        with in_step():
+            check_is_fitted(self, "layers_")
+            batches = self._batches(unknown, "unknown", self._seed)
+            with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
+                self._check_same(batches)
+                check_same_shape(self._input_shapes, batches.first())
+                yield model, batches, np.random.default_rng(self._seed)
 
     @contextmanager
     def _lent(self, X: Any, *layers: str) -> Iterator[tuple[nn.Module, Batches]]:
@@ -200,6 +218,32 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
                 setattr(self, name, from_plain(kind, kept["left"][name]))
         self._parts.under("unknown").clear()
         return scores
+
+    def _same_scores(self, scores: LayerScores) -> LayerScores:
+        """Return the scores of process 0, and set what scoring leaves there: machines may round in other ways."""
+        if n_processes() > 1:
+            left = {name: getattr(self, name) for name in self._unknown_kinds}
+            scores, left = from_first("the scores", (scores, left))
+            for name, value in left.items():
+                setattr(self, name, value)
+        return scores
+
+    def _drawn_seed(self) -> int:
+        """Return the seed of a fit, the same in all processes."""
+        seed = seed_of(self.random_state)
+        if self.random_state is None:
+            return from_first("the seed", seed)
+        agree({"random_state": str(seed)})
+        return seed
+
+    def _check_same(self, batches: Batches) -> None:
+        """Refuse another model, setting or data set in another process."""
+        if n_processes() > 1:
+            own = ("device", "random_state", "progress")  # what may be another, or is compared elsewhere
+            settings = {k: v for k, v in self.get_params(deep=False).items() if k not in own}
+            plain = {k: repr(v) for k, v in settings.items() if v is None or isinstance(v, str | int | float)}
+            agree({"the estimator": type(self).__name__, **plain, **digests_of_model(self.model)})
+            check_same_data(batches)
 
     def _batches(self, data: Any, name: str, seed: int) -> Batches:
         _, dtype = model_place(self.model)

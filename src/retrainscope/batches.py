@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from retrainscope.checks import all_finite
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.lending import start_random
 from retrainscope.padding import n_tokens_of, token_mask
+from retrainscope.processes import n_processes, rank
 from retrainscope.sources import (
     Indexed,
     Inputs,
@@ -90,6 +92,9 @@ class Batches:
     batches (``DataLoader`` and other iterables) may be subset only, and comes as it comes. The global
     random states are set to ``seed`` at the start of a pass over a stream, so that a loader that
     shuffles repeats itself.
+
+    Under torch.distributed all processes have the same data, but for loaders with a ``DistributedSampler``, which have
+    a share each; `retrainscope.shares` goes through shares.
     """
 
     source: Indexed | Iterable[Any]
@@ -100,15 +105,16 @@ class Batches:
     seed: int
     chosen: NDArray[np.int64] | None = None
     order_seed: int | None = None
+    shared: bool = False  # whether only the share of this process is gone through: every n_processes-th batch
 
     def __iter__(self) -> Iterator[Batch]:
         first = None
-        for number, batch in enumerate(self._indexed() if self.indexed else self._streamed()):
+        for number, batch in self._indexed() if self.indexed else self._streamed():
             first = batch if first is None else first
             self._check_alike(first, batch, number)
             self._check_finite(batch.inputs, number)
             yield replace(batch, inputs=self._placed(batch.inputs))
-        if first is None:
+        if first is None and not self.shared:
             raise InvalidDataError(f"The {self.name} data is empty. Give at least two samples a class.")
 
     @property
@@ -117,8 +123,15 @@ class Batches:
         return isinstance(self.source, Indexed)
 
     @property
+    def distributed(self) -> bool:
+        """Whether the source brings this process a share of its own."""
+        inner = getattr(getattr(self.source, "batch_sampler", None), "sampler", None)
+        samplers = (getattr(self.source, "sampler", None), inner)
+        return n_processes() > 1 and any(isinstance(sampler, DistributedSampler) for sampler in samplers)
+
+    @property
     def n_batches(self) -> int | None:
-        """The number of batches of one pass, or None where it is not known before."""
+        """The number of batches of one pass over all, or None where it is not known before."""
         if isinstance(self.source, Indexed):
             n = self.source.n_samples if self.chosen is None else len(self.chosen)
             return -(-n // self.batch_size)
@@ -139,30 +152,39 @@ class Batches:
         """Return only the samples at these positions; with a seed, in random order if that can be."""
         return replace(self, chosen=np.sort(positions), order_seed=order_seed)
 
-    def _indexed(self) -> Iterator[Batch]:
+    def _is_mine(self, number: int) -> bool:
+        """Tell whether a batch is of this process's share, or all are."""
+        return not self.shared or self.distributed or number % n_processes() == rank()
+
+    def _indexed(self) -> Iterator[tuple[int, Batch]]:
         assert isinstance(self.source, Indexed)
         positions = np.arange(self.source.n_samples) if self.chosen is None else self.chosen
         if self.order_seed is not None:
             positions = np.random.default_rng(self.order_seed).permutation(positions)
-        for start in range(0, len(positions), self.batch_size):
-            rows = positions[start : start + self.batch_size]
-            inputs, labels = self.source.take(rows)
-            yield self._checked(inputs, labels, rows)
+        for number, start in enumerate(range(0, len(positions), self.batch_size)):
+            if self._is_mine(number):
+                rows = positions[start : start + self.batch_size]
+                inputs, labels = self.source.take(rows)
+                yield number, self._checked(inputs, labels, rows)
 
-    def _streamed(self) -> Iterator[Batch]:
+    def _streamed(self) -> Iterator[tuple[int, Batch]]:
         assert not isinstance(self.source, Indexed)
-        start = 0
+        start, number = 0, 0
+        # A DistributedSampler deals samples to the processes in turn.
+        step, offset = (n_processes(), rank()) if self.distributed else (1, 0)
         with _repeatable(self.source, self.seed):
             for item in self.source:
                 inputs, labels = split_labels(item, self.name)
                 batch = self._checked(inputs, labels, None, start)
                 start += len(batch)
-                if self.chosen is None:
-                    yield batch
-                    continue
-                rows = np.flatnonzero(np.isin(batch.positions, self.chosen))
-                if len(rows):
-                    yield batch.take(rows)
+                batch = replace(batch, positions=batch.positions * step + offset)
+                if self.chosen is not None:
+                    batch = batch.take(np.flatnonzero(np.isin(batch.positions, self.chosen)))
+                    if not len(batch):
+                        continue
+                if self._is_mine(number):
+                    yield number, batch
+                number += 1
 
     def _checked(self, inputs: Any, labels: Any, rows: NDArray[np.int64] | None, start: int = 0) -> Batch:
         tensors = tensors_of(inputs, self.name)

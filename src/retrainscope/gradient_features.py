@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from retrainscope.gradient_rules import Call, Rule, broadcast_rule, has_rule, ra
 from retrainscope.lending import random_from
 from retrainscope.memory import Halving
 from retrainscope.parts import NOTHING_KEPT, Parts
+from retrainscope.processes import in_turns, n_processes
 from retrainscope.sample_gradients import differentiable, gradients_of, sample_gradients
 from retrainscope.tracing import call_model
 
@@ -67,6 +69,8 @@ def gradient_features(
     parts : Parts
         Where the features of chunks are kept, now and then.
 
+    Several processes take the chunks in turn, and all return the features of all.
+
     Returns
     -------
     dict of str to Tensor of shape (n_samples, n_directions * n_features)
@@ -87,26 +91,40 @@ def gradient_features(
     with unpacked_attention(body):
         while True:
             sketch = _Sketch(body, directions, parameters, left, max_features=max_features, seed=seed)
-            chain, done = _Chain(parts, f"gradients-{len(left)}", batches.device), 0
-            try:
-                for chunk in _chunks(batches):
-                    if done >= chain.n_samples:
-                        with random_from(seed):  # so that nothing depends on where the run was stopped
-                            found = [rows for _, rows in halving.run(chunk, sketch.rows)]
-                        chain.add(found)
-                    done += len(chunk)
-                    tick(len(chunk) * len(directions))
-            except _UnlikeError as error:  # from the start, since all rows need the same features
-                left |= error.names
-                tick(-done * len(directions))
+            chain = _Chain(parts, f"gradients-{len(left)}", batches.device)
+            tick(chain.n_samples * len(directions))
+            work = partial(_features, sketch, halving, seed)
+            for found in in_turns("the gradients", _chunks(batches, chain.n_samples), work):
+                if isinstance(found, set):  # from the start, since all rows need the same features
+                    left |= found
+                    tick(-chain.n_samples * len(directions))
+                    break
+                tick(chain.add(found) * len(directions))
             else:
                 return {layer: torch.cat([rows[layer] for rows in chain.rows]) for layer in parameters}
 
 
-def _chunks(batches: Batches) -> Iterator[Batch]:
+def _chunks(batches: Batches, n_done: int) -> Iterator[Batch]:
+    """Yield the samples that follow those that are done, which were such chunks too."""
+    n_seen = 0
     for batch in batches:
         for start in range(0, len(batch), _CHUNK):
-            yield batch.take(np.arange(start, min(start + _CHUNK, len(batch))))
+            chunk = batch.take(np.arange(start, min(start + _CHUNK, len(batch))))
+            if n_seen >= n_done:
+                yield chunk
+            n_seen += len(chunk)
+
+
+def _features(sketch: "_Sketch", halving: Halving, seed: int, chunk: Batch) -> list[dict[str, Tensor]] | set[str]:
+    """Return the features of a chunk, in pieces, or the names of parameters that need another way."""
+    try:
+        with random_from(seed):  # so that nothing depends on where the run was stopped, or on the process
+            found = [rows for _, rows in halving.run(chunk, sketch.rows)]
+    except _UnlikeError as error:
+        return error.names
+    if n_processes() == 1:
+        return found
+    return [{layer: features.cpu() for layer, features in rows.items()} for rows in found]
 
 
 class _Chain:
@@ -114,18 +132,22 @@ class _Chain:
 
     def __init__(self, parts: Parts, name: str, device: torch.device) -> None:
         self.rows: list[dict[str, Tensor]] = []
-        self._parts, self._name, self._number = parts, name, 0
+        self._parts, self._name, self._number, self._device = parts, name, 0, device
         while (part := parts.get(f"{name}-{self._number}")) is not None:
             self.rows += [{layer: features.to(device) for layer, features in rows.items()} for rows in part]
             self._number += 1
         self._written = len(self.rows)
-        self.n_samples = sum(len(next(iter(rows.values()))) for rows in self.rows)  # that need not be done again
+        self.n_samples = sum(len(next(iter(rows.values()))) for rows in self.rows)
 
-    def add(self, rows: list[dict[str, Tensor]]) -> None:
-        self.rows += rows
+    def add(self, rows: list[dict[str, Tensor]]) -> int:
+        """Add a chunk, in pieces; return how many samples it has."""
+        self.rows += [{layer: features.to(self._device) for layer, features in piece.items()} for piece in rows]
+        n_samples = sum(len(next(iter(piece.values()))) for piece in rows)
+        self.n_samples += n_samples
         if self._parts.due():
             self._parts.put(f"{self._name}-{self._number}", self.rows[self._written :])
             self._number, self._written = self._number + 1, len(self.rows)
+        return n_samples
 
 
 class _UnlikeError(Exception):

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -109,6 +109,7 @@ def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         raise UnsupportedModelError("The model has no parameters, so there is nothing to retrain.")
     if any(is_lazy(tensor) for tensor in (*parameters, *model.buffers())):
         raise UnsupportedModelError("The model has lazy parameters or buffers. Run one batch through it first.")
+    _check_whole(parameters)
     devices = {parameter.device for parameter in parameters}
     if len(devices) > 1:
         raise UnsupportedModelError(
@@ -137,6 +138,17 @@ def _check_kind(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{where} is quantised ({type(module).__name__}), and has no weights to retrain. Give the model as it "
                 "was before quantisation."
+            )
+
+
+def _check_whole(parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse parameters that lie in pieces in several processes."""
+    for parameter in parameters:
+        if type(parameter).__name__ == "DTensor":  # to import its class takes long
+            raise UnsupportedModelError(
+                "The model's parameters are split among processes (DTensor, as by fully_shard). Give every process a "
+                "whole copy: make the model anew and load into it what torch.distributed.checkpoint.state_dict."
+                "get_model_state_dict returns with StateDictOptions(full_state_dict=True, cpu_offload=False)."
             )
 
 

@@ -78,6 +78,8 @@ class ClassMoments:
 
     def only(self, classes: tuple[Label, ...]) -> "ClassMoments":
         """Return the moments of these classes alone, in this order."""
+        if classes == self.classes:
+            return self
         rows = [self.classes.index(label) for label in classes]
         return ClassMoments(classes, self.counts[rows], self.sums[rows], self.squares[rows])
 
@@ -106,8 +108,13 @@ class GroupCounter:
 
     @property
     def n_classes(self) -> int:
-        """Classes met so far."""
+        """How many classes were met so far."""
         return len(self._dealt)
+
+    @property
+    def classes(self) -> tuple[Label, ...]:
+        """Classes met so far, as they came."""
+        return tuple(self._dealt)
 
     def deal(self, labels: Sequence[Label]) -> NDArray[np.int64]:
         """Return the group of each sample, shape (n_samples,)."""

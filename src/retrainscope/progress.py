@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from tqdm import TqdmWarning
 
+from retrainscope.processes import rank
+
 with warnings.catch_warnings(action="ignore", category=TqdmWarning):  # in notebooks without widgets it draws letters
     from tqdm.auto import tqdm
 
@@ -30,10 +32,10 @@ def progress_bar(
     what : str
         The words before the bar.
     progress : bool or None
-        None shows the bar on a terminal only.
+        None shows the bar on a terminal only. Of several processes the first alone shows it.
     total : int, optional
     initial : int
         What is done already.
     """
-    hidden = None if progress is None else not progress
+    hidden = True if rank() else None if progress is None else not progress
     return tqdm(items, desc=what, total=total, initial=initial, disable=hidden, leave=False)

@@ -24,6 +24,7 @@ from retrainscope.forecast import Forecast
 from retrainscope.lending import borrow, model_place
 from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
 from retrainscope.policies import ALL, NONE
+from retrainscope.processes import agree, check_alone, from_first, gather, in_step
 from retrainscope.saving import to_plain
 from retrainscope.spread import ActivationSpread
 from retrainscope.sweep import sweep_layers
@@ -38,6 +39,7 @@ DEFAULT_THRESHOLD = 0.15
 _TRIALS = "trial.json"  # in the checkpoint's folder
 
 
+@in_step()
 def recommend_layers(
     model: nn.Module,
     known: Any,
@@ -120,6 +122,11 @@ def recommend_layers(
         Where a device has no room for one sample, or for a batch that may not be smaller. Elsewhere the batch is
         halved, once said in a warning.
 
+    Notes
+    -----
+    Where ``torch.distributed`` is initialised all processes must make the same call; each measures its share of the
+    data, and all return the same advice (docs/processes.md). There `trial` and `checkpoint` do not work yet.
+
     Examples
     --------
     >>> import torch
@@ -137,6 +144,9 @@ def recommend_layers(
         check_number("tolerance", tolerance, whole=False, zero=True)
     limits = _checked_budget(budget)
     _check_trial(trial)
+    for name, option in (("trial=", trial), ("checkpoint=", checkpoint)):
+        if option is not None:
+            check_alone(f"recommend_layers with {name}")
     chosen = (layers, head, input_layer, calls)
     if estimators is not None:
         if any(option is not None for option in chosen):
@@ -148,6 +158,11 @@ def recommend_layers(
                 "tolerance=, budget=, groups= and trial= are for the forecast. Leave them out with estimators=."
             )
         _check_estimators(estimators, model)
+        for estimator in estimators:
+            estimator.check_processes()
+    kinds = None if estimators is None else [type(estimator).__name__ for estimator in estimators]
+    decisive = {"estimators": kinds, "threshold": threshold, "tolerance": tolerance, "budget": limits}
+    agree({name: repr(value) for name, value in decisive.items()})
     if checkpoint is not None:
         for each in (random_state,) if estimators is None else [e.random_state for e in estimators]:
             check_integer(each)
@@ -237,7 +252,7 @@ def recommend_layers(
                 notes.append(_trial_text(sweep, before, choice))
         advice = advise(scores, found[0], forecast, choice, novel=novel, threshold=threshold, estimators=settings)
         advice = replace(advice, trial=sweep)
-    return replace(advice, notes=(*notes, *advice.notes))
+    return from_first("the advice", replace(advice, notes=(*notes, *advice.notes)))
 
 
 @contextmanager
@@ -320,13 +335,13 @@ def _trial_text(sweep: LayerSweep, before: Choice, after: Choice) -> str:
 
 
 def _has_classes(batches: Batches) -> bool:
-    """Tell whether data has labels of at least two classes."""
+    """Tell whether data has labels of at least two classes; in all processes together."""
     seen: set[Label] = set()
     for batch in batches:
         seen |= set(batch.labels or ())
         if batch.labels is None or len(seen) > 1:
             break
-    return len(seen) > 1
+    return len(set().union(*gather("classes", seen))) > 1
 
 
 def _check_labels(known: Batch, unknown: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,8 +28,10 @@ from retrainscope.moments import (
     scatter_share,
 )
 from retrainscope.padding import mean_over_tokens
+from retrainscope.processes import gather, n_processes, rank
 from retrainscope.progress import progress_bar
 from retrainscope.scores import LayerScores, Measured, score
+from retrainscope.shares import Told, together
 from retrainscope.tracing import run_layers
 
 __all__ = ["ActivationSpread"]
@@ -109,6 +112,7 @@ class ActivationSpread(LayerEstimator):
     ('0',)
     """
 
+    _shares_work: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {"moments_": dict[str, ClassMoments], "_n_features": int}
     _unknown_kinds: ClassVar[dict[str, Any]] = {"neighbours_": dict[str, dict[Label, Label]]}
 
@@ -228,13 +232,14 @@ class ActivationSpread(LayerEstimator):
         drawn: dict[str, Tensor] = {}
         counter, moments = GroupCounter(), defaultdict[str, RunningMoments](RunningMoments)
         names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
-        bar = progress_bar(batches, what=f"spread of {batches.name}", progress=self.progress, total=batches.n_batches)
-        for number, batch in enumerate(bar):
-            groups = counter.deal(_labels(batch))
-            if self._n_features > 1 and counter.n_classes * N_GROUPS * self._n_features > most:
-                raise _TooManyClassesError(counter.n_classes)
+        total = None if batches.n_batches is None else -(-batches.n_batches // n_processes())
+        steps = progress_bar(together(batches), what=f"spread of {batches.name}", progress=self.progress, total=total)
+        for step, (batch, told) in enumerate(steps):
+            groups = self._dealt(counter, told, most)
+            if batch is None:
+                continue
 
-            def measured(piece: Batch, number: int = number) -> dict[str, Tensor]:
+            def measured(piece: Batch, number: int = step * n_processes() + rank()) -> dict[str, Tensor]:
                 found: dict[str, Tensor] = {}
 
                 def add(name: str, output: Tensor) -> None:
@@ -255,7 +260,23 @@ class ActivationSpread(LayerEstimator):
                 mine, groups = groups[: len(piece)], groups[len(piece) :]
                 for name, features in found.items():
                     moments[name].add(features, _labels(piece), mine)
-        return {name: running.moments().ordered() for name, running in moments.items()}
+        sums = {name: running.moments() for name, running in moments.items()}
+        layers = next(filter(None, gather("the layers measured", [*sums])))  # a process may have had no batch
+        return {layer: self._merged(layer, sums.get(layer), counter) for layer in layers}
+
+    def _dealt(self, counter: GroupCounter, told: list[Told], most: float) -> NDArray[np.int64]:
+        """Deal the batches of all processes to groups, as one process would; return the groups of this one's."""
+        dealt = []
+        for one in told:
+            dealt.append(counter.deal(one.labels))
+            if self._n_features > 1 and counter.n_classes * N_GROUPS * self._n_features > most:
+                raise _TooManyClassesError(counter.n_classes)
+        return dealt[rank()]
+
+    def _merged(self, layer: str, mine: ClassMoments | None, counter: GroupCounter) -> ClassMoments:
+        """Return the moments of a layer of all processes; layer by layer, since they may be large."""
+        parts = [part for part in gather(f"moments of {layer!r}", mine) if part is not None]
+        return reduce(ClassMoments.merge, parts).only(counter.classes).ordered()
 
     def _features(self, name: str, output: Tensor, mask: Tensor | None) -> Tensor:
         """Return what is measured of an output, of shape (n_samples, n_features)."""

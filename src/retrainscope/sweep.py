@@ -32,6 +32,7 @@ from retrainscope.layers import Layers, layers_of
 from retrainscope.lending import borrow, copy_model, model_place, start_random
 from retrainscope.memory import Halving, memory_needed
 from retrainscope.policies import policy_name, policy_sets
+from retrainscope.processes import check_alone
 from retrainscope.progress import progress_bar
 from retrainscope.trials import LayerSweep, Trial, summarise
 
@@ -144,6 +145,7 @@ def sweep_layers(
     >>> sweep.policies
     ('none', 'head', 'all')
     """
+    check_alone("sweep_layers")
     options = _Options(
         steps=steps,
         batch_size=batch_size,

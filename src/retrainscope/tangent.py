@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts
@@ -23,9 +22,11 @@ from retrainscope.lending import start_random
 from retrainscope.memory import memory_needed
 from retrainscope.normalisation import renewed_statistics, running_norms
 from retrainscope.policies import NONE, policy_name, policy_sets
+from retrainscope.processes import agree, digest_of, from_first, gather, in_turns, n_processes
 from retrainscope.progress import progress_bar
 from retrainscope.ridge import LeftOut, kernel_ridge
 from retrainscope.scores import LayerScores, Measured, score
+from retrainscope.shares import everywhere, together
 
 __all__ = ["TangentProbe"]
 
@@ -120,6 +121,7 @@ class TangentProbe(LayerEstimator):
     ('none', 'head', 'all')
     """
 
+    _shares_work: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {
         "_n_outputs": int,
         "_n_known": int,
@@ -181,7 +183,7 @@ class TangentProbe(LayerEstimator):
             Before any work, where the data or the groups do not fit.
         """
         with self._opened(unknown) as (model, batches, rng):
-            return self._kept_scores(lambda: self._score(model, batches, rng, groups))
+            return self._same_scores(self._kept_scores(lambda: self._score(model, batches, rng, groups)))
 
     def forecast(
         self,
@@ -210,25 +212,29 @@ class TangentProbe(LayerEstimator):
         InvalidDataError, LayerNotFoundError
             Before any work, where data or policies do not fit.
         """
-        check_is_fitted(self, "layers_")
-        sets = policy_sets(self.layers_.names, policies)
         with self._opened(unknown) as (model, batches, rng):
+            sets = policy_sets(self.layers_.names, policies)
+            agree({"policies": repr(sets)})
             self._measure_unknown(model, batches, sets, rng, groups)
         return self.forecast_
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         for name in ("samples_per_class", "n_directions", "max_features"):
             check_number(name, getattr(self, name), whole=True, least=2 if name == "samples_per_class" else None)
-        labels, guesses = list[Label](), list[int]()
-        for batch in batches:
-            labels += batch.labels or (None,) * len(batch)
+        labels, own, guesses, n_outputs = list[Label](), list[Label](), list[int](), 0
+        for batch, told in together(batches):
+            labels += [label for one in told for label in one.labels]
+            if batch is None:
+                continue
+            own += batch.labels or (None,) * len(batch)
             for _, (_, outputs) in self._halving.run(batch, partial(self._ends, model)):
                 guesses += outputs.argmax(dim=1).tolist()
-                self._n_outputs = outputs.shape[1]
-        self._n_known = len(labels)
+                n_outputs = outputs.shape[1]
+        self._n_known, self._n_outputs = len(labels), max(gather("the outputs", n_outputs))
         self._known_classes = () if None in labels else ordered_classes(labels)
         places = own_places(self._n_outputs, self._known_classes, self._known_classes)
-        right = [] if not places else [guess == places[label] for guess, label in zip(guesses, labels, strict=True)]
+        mine = [] if not places else [guess == places[label] for guess, label in zip(guesses, own, strict=True)]
+        right = [hit for hits in gather("the known accuracy", mine) for hit in hits]
         self._known_accuracy = float(np.mean(right)) if right else np.nan
         counts = Counter(labels)
         self._known_counts = np.array([counts[label] for label in self._known_classes], dtype=np.float64)
@@ -265,7 +271,7 @@ class TangentProbe(LayerEstimator):
         own = own_places(self._n_outputs, self._known_classes, classes)
         as_is = None if own is None else outputs.argmax(axis=1) == np.array([own[label] for label in labels])
         predicted = _Predicted(left_out, sets, classes, targets, members, _bootstrap(targets, members, rng))
-        self.forecast_ = self._forecast(predicted, as_is)
+        self.forecast_ = from_first("the forecast", self._forecast(predicted, as_is))
         return predicted
 
     def _chosen(
@@ -273,21 +279,30 @@ class TangentProbe(LayerEstimator):
     ) -> tuple[Batches, list[Label], NDArray[np.int64]]:
         """Draw samples of each class; return them, their labels in the order that they come in, and group numbers."""
         rows: dict[Label, list[int]] = {}
-        for batch in batches:
-            for label, position in zip(batch.labels or (None,) * len(batch), batch.positions, strict=True):
-                rows.setdefault(label, []).append(int(position))
+        for _, told in together(batches):
+            for one in told:
+                for label, position in zip(one.labels, one.positions, strict=True):
+                    rows.setdefault(label, []).append(int(position))
         named = _checked_groups(groups, sum(map(len, rows.values())))
+        if groups is not None and batches.distributed:
+            raise InvalidDataError(
+                "The 'groups' parameter is in the order of the data, which a DistributedSampler changes. Give the data "
+                "set itself, or the same DataLoader without the sampler to every process: the work is shared all the "
+                "same."
+            )
+        if n_processes() > 1:
+            agree({"groups": digest_of([], list(named))})
         most = min(self.samples_per_class, max(2, _MOST_SAMPLES // len(rows)))
         rng = np.random.default_rng(self._seed)
         drawn = {p: label for label, mine in rows.items() for p in rng.permutation(mine)[:most].tolist()}
         positions = sorted(drawn)
         numbers: dict[Label, int] = {}
         members = np.array([numbers.setdefault(named[position], len(numbers)) for position in positions])
-        return batches.subset(np.array(positions)), [drawn[position] for position in positions], members
+        return everywhere(batches.subset(np.array(positions))), [drawn[position] for position in positions], members
 
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
-        features, outputs = self._features(model, batches)
+        features, outputs = from_first("the features", self._features(model, batches))
         body = _Body(model, self.layers_.head)
         owned = {name: [f"model.{p}" for p in self.layers_.parameters[name]] for name in self.layers_.names}
         directions = _directions(features.shape[1], self.n_directions, self._seed)
@@ -331,15 +346,16 @@ class TangentProbe(LayerEstimator):
         frozen = _head_kernel(features)
         shuffled = batches.subset(np.array(batches.chosen), order_seed=self._seed)
         parts = self._parts.under("unknown")
-        for number, names in enumerate(sets):
+
+        def kernel(numbered: tuple[int, tuple[str, ...]]) -> Floats | None:
+            number, names = numbered
             norms = running_norms(model, (buffer for name in names for buffer in self.layers_.buffers[name]))
             if not norms:
-                yield frozen
-                continue
+                return None
             kept = parts.get(f"head-{number}")
             if kept is not None:
-                yield kept.numpy()
-                continue
+                found: Floats = kept.numpy()
+                return found
             start_random(self._seed)
             with (
                 memory_needed("in renewing batch statistics", batches.batch_size),
@@ -349,7 +365,10 @@ class TangentProbe(LayerEstimator):
             renewed *= np.trace(frozen) / np.trace(renewed)
             if parts.due():
                 parts.put(f"head-{number}", torch.from_numpy(renewed))
-            yield renewed
+            return renewed
+
+        for renewed in in_turns("the head's kernels", enumerate(sets), kernel):
+            yield frozen if renewed is None else renewed
 
     def _forecast(self, predicted: "_Predicted", as_is: NDArray[np.bool_] | None) -> Forecast:
         targets, errors, hits = predicted.targets, predicted.found.errors, predicted.found.hits.astype(np.float64)

@@ -1,0 +1,199 @@
+"""Several processes under torch.distributed that work side by side on shares of the data, and tell each other."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from retrainscope import exceptions
+from retrainscope.checks import reason_of
+from retrainscope.exceptions import InvalidDataError, RetrainscopeError, UnsupportedModelError
+
+__all__ = [
+    "agree",
+    "check_alone",
+    "digest_of",
+    "digests_of_model",
+    "from_first",
+    "gather",
+    "in_step",
+    "in_turns",
+    "n_processes",
+    "rank",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_made: tuple[Any, Any] | None = None  # the group of all processes, and ours of the same for tensors on the CPU
+
+
+def n_processes() -> int:
+    """Return how many processes there are: 1 where ``torch.distributed.init_process_group`` was not called."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return distributed.get_rank() if n_processes() > 1 else 0
+
+
+def check_alone(what: str) -> None:
+    """Refuse what cannot be shared among processes."""
+    if n_processes() > 1:
+        raise UnsupportedModelError(
+            f"{what} does not work in several processes yet. Run it in one: before torch.distributed's "
+            "init_process_group, or by a script of its own without torchrun."
+        )
+
+
+@contextmanager
+def in_step() -> Iterator[None]:
+    """Let all processes do the same, or all raise an error; may be nested.
+
+    One that fails tells the others the next time that they `gather`, at the latest when they are done with the
+    context. They raise an error of the same kind if it is one of this library's, which names the process that failed.
+    """
+    if n_processes() == 1:
+        yield
+        return
+    try:
+        yield
+        gather("the end", None)
+    except Exception as error:
+        if not vars(error).get("_told", False):
+            with suppress(RetrainscopeError):  # others may have failed too; this one's own error is what to raise
+                _exchange("an error", None, (type(error).__name__, reason_of(error)))
+            vars(error)["_told"] = True
+        raise
+
+
+def gather(what: str, mine: T) -> list[T]:
+    """Return what all processes have, in their order; in `in_step`.
+
+    Parameters
+    ----------
+    what : str
+        The same in all processes, or they are at different places.
+    mine : picklable
+
+    Raises
+    ------
+    RetrainscopeError
+        If another process failed, was ended, or is elsewhere.
+    """
+    return [mine] if n_processes() == 1 else _exchange(what, mine, None)
+
+
+def from_first(what: str, mine: T) -> T:
+    """Return what process 0 has."""
+    return gather(what, mine if rank() == 0 else None)[0]  # type: ignore[return-value]
+
+
+def in_turns(what: str, items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
+    """Yield what the work on each item returns, in their order; the processes take the items in turn.
+
+    Parameters
+    ----------
+    what : str
+    items : iterable
+        The same in all processes.
+    work : callable (item) -> picklable
+        Must not gather.
+    """
+    left = iter(items)
+    while some := list(islice(left, n_processes())):
+        done = [work(some[rank()])] if rank() < len(some) else []
+        for each in gather(what, done):
+            yield from each
+
+
+def agree(what: Mapping[str, str]) -> None:
+    """Refuse what must be the same in all processes and is not; to be called by all of them alike.
+
+    Parameters
+    ----------
+    what : mapping of str to str
+        By the name in the message; best short, as digests are.
+    """
+    found = gather("comparing", dict(what))
+    names = list(dict.fromkeys(name for one in found for name in one))
+    unlike = [name for name in names if len({one.get(name) for one in found}) > 1]
+    if not unlike:
+        return
+    ranks: dict[str, list[int]] = {}
+    for number, one in enumerate(found):
+        ranks.setdefault(one.get(unlike[0], "missing"), []).append(number)
+    told = "; ".join(f"{value} in process {', '.join(map(str, some))}" for value, some in ranks.items())
+    more = f" So do {len(unlike) - 1} more." if len(unlike) > 1 else ""
+    buffers = unlike[0].startswith("buffer")
+    remedy = (
+        "Batch statistics drift apart in training: copy those of process 0 with torch.distributed.broadcast."
+        if buffers
+        else "Give every process the same; what is drawn at random (weights, splits, augmentation) needs one seed."
+    )
+    raise InvalidDataError(f"The processes differ in: {unlike[0]} ({told}).{more} {remedy}")
+
+
+def digest_of(tensors: Iterable[Tensor], *others: Any) -> str:
+    """Return a few letters that tell tensors apart, and what else there is by its text."""
+    digest = hashlib.sha256(repr(others).encode())
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def digests_of_model(model: nn.Module) -> dict[str, str]:
+    """Return digests of a model's parameters and buffers for `agree`; nothing in one process."""
+    if n_processes() == 1:
+        return {}
+    parameters = {f"parameter {name!r}": digest_of([p]) for name, p in model.named_parameters()}
+    return parameters | {f"buffer {name!r}": digest_of([b]) for name, b in model.named_buffers()}
+
+
+def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
+    """Tell the others a result or an error; return their results."""
+    found: list[Any] = [None] * n_processes()
+    try:
+        distributed.all_gather_object(found, (what, mine, error), group=_group())
+    except RuntimeError as lost:
+        raise _told(
+            RetrainscopeError(
+                f"Process {rank()} lost touch with the others ({reason_of(lost)}). Most likely one of them was ended "
+                "from outside or ran out of memory, or did not make the same call: see what it wrote last."
+            )
+        ) from lost
+    for number, (_, _, other) in enumerate(found):
+        if other is not None:
+            kind: Any = getattr(exceptions, other[0], None)
+            text = other[1] if kind else f"{other[0]}: {other[1]}"
+            raise _told((kind or RetrainscopeError)(f"Process {number} failed: {text}"))
+    places = [place for place, _, _ in found]
+    if len(set(places)) > 1:
+        told = ", ".join(f"process {number} is at {place!r}" for number, place in enumerate(places))
+        raise _told(
+            RetrainscopeError(
+                f"The processes have come apart: {told}. Make the same calls with the same data in every process."
+            )
+        )
+    return [value for _, value, _ in found]
+
+
+def _told(error: RetrainscopeError) -> RetrainscopeError:
+    """Mark an error that all processes know of."""
+    vars(error)["_told"] = True
+    return error
+
+
+def _group() -> Any:
+    """Return a group of all processes that takes tensors on the CPU, made once: the user's may be NCCL's."""
+    global _made
+    world = distributed.group.WORLD
+    if _made is None or _made[0] is not world:
+        _made = world, distributed.new_group(backend="gloo")
+    return _made[1]
