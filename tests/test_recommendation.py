@@ -317,6 +317,20 @@ def test_frame_without_pandas_names_the_extra(monkeypatch):
         advice_on(HIGH).to_frame()
 
 
+def test_what_each_estimator_took(tmp_path):
+    """The seconds are there by estimator, and are not saved: equal advice makes equal files."""
+    model, known, unknown = classifier(), samples(80), samples(80, classes=(5, 6), seed=1)
+    files = []
+    for name in ("first", "second"):
+        rec = rs.recommend_layers(model, known, unknown, random_state=0)
+        assert [*rec.seconds] == ["TangentProbe", "ActivationSpread"]
+        assert all(took > 0 for took in rec.seconds.values())
+        rec.save(tmp_path / name)
+        files.append((tmp_path / name).read_bytes())
+    assert files[0] == files[1]
+    assert rs.Recommendation.load(tmp_path / "first").seconds == {}
+
+
 def test_a_saved_recommendation_comes_back(tmp_path):
     """What was saved is loaded again: every field, with NaN and labels as they were, and the same text."""
     scores = scores_of([HIGH, NONE], per_class={"a": [HIGH, LOW], 3: [LOW, NONE]})

@@ -109,7 +109,7 @@ def inverter_rows(repeats: int) -> Iterator[Ratio]:
     steps = 200
     for name, model, layer, X in (
         ("conv2 of the MNIST study's network", mnist_network(), "conv2", digits()[0][:64]),
-        ("layer2.0.conv1 of a ResNet-18", resnet(), "layer2.0.conv1", torch.rand(16, 3, 96, 96)),
+        ("layer2.0.conv1 of a ResNet-18", resnet(), "layer2.0.conv1", torch.rand(8, 3, 64, 64)),
     ):
         for optimizer in ("adam", "lbfgs"):
             descent = rs.Descent(optimizer, max_iter=steps)

@@ -118,6 +118,8 @@ class Recommendation(Shown):
         What the advice and its alternatives gave where they were tried out.
     head_cost : dict of str to float
         `cost` of training the head alone; empty where it was saved by a version that did not tell.
+    seconds : dict of str to float
+        What each estimator took, as on a clock. Not saved, so that equal advice makes equal files.
     """
 
     layers: tuple[str, ...]
@@ -135,6 +137,7 @@ class Recommendation(Shown):
     notes: tuple[str, ...] = ()
     trial: LayerSweep | None = None
     head_cost: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict, metadata={"saved": False})
 
     def summary(self) -> str:
         """Say the advice in a few sentences."""

@@ -1,9 +1,11 @@
 """`recommend_layers`: from the scores to advice."""
 
 import inspect
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -200,7 +202,7 @@ def recommend_layers(
         with borrow(model):
             parts = Parts.open(checkpoint, fingerprint(model, (known_batches, unknown_batches), repr(plain)))
         read_trials(checkpoint / _TRIALS)  # refused here if it is damaged
-    scores, found = [], []
+    scores, found, ends = [], [], [time.perf_counter()]
     with _keeping(estimators, parts):
         if probe is not None:
             try:
@@ -225,6 +227,7 @@ def recommend_layers(
             scores.append(
                 probe.score_layers(unknown, groups=groups) if estimator is probe else estimator.score_layers(unknown)
             )
+            ends.append(time.perf_counter())
     settings = tuple(_settings(estimator) for estimator in estimators)
     threshold = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
@@ -252,7 +255,9 @@ def recommend_layers(
                 notes.append(_trial_text(sweep, before, choice))
         advice = advise(scores, found[0], forecast, choice, novel=novel, threshold=threshold, estimators=settings)
         advice = replace(advice, trial=sweep)
-    return from_first("the advice", replace(advice, notes=(*notes, *advice.notes)))
+    seconds = [end - began for began, end in pairwise(ends)]
+    took = dict(zip(advice.table[0].needs, seconds, strict=True))
+    return from_first("the advice", replace(advice, notes=(*notes, *advice.notes), seconds=took))
 
 
 @contextmanager

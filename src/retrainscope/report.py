@@ -152,6 +152,7 @@ def advice_sections(advice: Recommendation, *, sweep: LayerSweep | None = None) 
     sections.append(Section("The cost", pictures=[Picture("cost", words, plot_cost(advice))]))
     limits = [_NEED_LIMIT if advice.forecast is None else _FORECAST_LIMIT, *_LIMITS]
     made_by = Table("", ["what", "value"], [["estimator", text] for text in advice.estimators]
+                    + [[f"{name} (seconds)", f"{took:.1f}"] for name, took in advice.seconds.items()]
                     + [["threshold (nats)", f"{advice.threshold:g}"]]
                     + [[name, version] for name, version in advice.versions.items()], wordy=True)  # fmt: skip
     sections.append(Section("What it does not know, and how it was made", limits, [made_by]))

@@ -82,7 +82,8 @@ def to_plain(value: Any, *, tensors: bool = False) -> Any:
     if tensors and isinstance(value, np.generic):
         value = value.item()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kept = [f.name for f in dataclasses.fields(value) if f.metadata.get("saved", True)]
+        return {name: plain(getattr(value, name)) for name in kept}
     if isinstance(value, np.ndarray):
         if tensors:
             return torch.tensor(value)
