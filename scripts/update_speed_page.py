@@ -34,9 +34,17 @@ def main(folder: Path) -> None:
     machine = [[name, str(value)] for name, value in ratios["machine"].items()]
     put_table(PAGE, "machine", ["what", "value"], machine)
     put_table(PAGE, "growth", ["along", "from", "to", *next(iter(growth["seconds"].values()))], exponents(growth))
-    for name in ("processes", "killed"):
-        table = read(folder, name)
-        put_table(PAGE, name, table["header"], table["rows"])
+    several = [
+        [
+            *(row["what"], f"{row['one_seconds']:.3g}", f"{row['seconds']:.3g}"),
+            *(f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]", f"{row['difference']:.1e}"),
+        ]
+        for row in read(folder, "processes")["rows"]
+    ]
+    header = ["what", "one process (s)", "two processes (s)", "ratio [range], aim ≤ 0.6", "largest difference"]
+    put_table(PAGE, "processes", header, several)
+    killed = read(folder, "killed")
+    put_table(PAGE, "killed", killed["header"], killed["rows"])
     shutil.copy(folder / "growth.png", ROOT / "docs" / "images" / "growth.png")
 
 
