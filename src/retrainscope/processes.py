@@ -120,7 +120,7 @@ def agree(what: Mapping[str, str]) -> None:
     what : mapping of str to str
         By the name in the message; best short, as digests are.
     """
-    found = gather("comparing", dict(what))
+    found = gather(f"the comparison of {next(iter(what))}", dict(what))
     names = list(dict.fromkeys(name for one in found for name in one))
     unlike = [name for name in names if len({one.get(name) for one in found}) > 1]
     if not unlike:
@@ -129,14 +129,14 @@ def agree(what: Mapping[str, str]) -> None:
     for number, one in enumerate(found):
         ranks.setdefault(one.get(unlike[0], "missing"), []).append(number)
     told = "; ".join(f"{value} in process {', '.join(map(str, some))}" for value, some in ranks.items())
-    more = f" So do {len(unlike) - 1} more." if len(unlike) > 1 else ""
+    more = f" and in {len(unlike) - 1} more" if len(unlike) > 1 else ""
     buffers = unlike[0].startswith("buffer")
     remedy = (
         "Batch statistics drift apart in training: copy those of process 0 with torch.distributed.broadcast."
         if buffers
         else "Give every process the same; what is drawn at random (weights, splits, augmentation) needs one seed."
     )
-    raise InvalidDataError(f"The processes differ in: {unlike[0]} ({told}).{more} {remedy}")
+    raise InvalidDataError(f"The processes differ in: {unlike[0]} ({told}){more}. {remedy}")
 
 
 def digest_of(tensors: Iterable[Tensor], *others: Any) -> str:
@@ -164,8 +164,8 @@ def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
     except RuntimeError as lost:
         raise _told(
             RetrainscopeError(
-                f"Process {rank()} lost touch with the others ({reason_of(lost)}). Most likely one of them was ended "
-                "from outside or ran out of memory, or did not make the same call: see what it wrote last."
+                f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside or ran "
+                "out of memory, or did not make the same call: see what it wrote last."
             )
         ) from lost
     for number, (_, _, other) in enumerate(found):

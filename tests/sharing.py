@@ -1,0 +1,251 @@
+"""What a group of processes does for the tests: run as a script, one process of many, or imported, the only one."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+import retrainscope as rs
+from retrainscope import criteria
+from retrainscope.processes import rank
+
+X, Y = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(150) % 3
+X += 0.3 * Y[:, None, None, None]
+KNOWN, UNKNOWN = (X[:83], Y[:83]), (-X[83:], Y[83:])
+OPTIONS: dict[str, Any] = {"random_state": 0, "batch_size": 16}
+
+
+class Twice(nn.Module):
+    """A layer whose weight is used once more, so that its gradients need a way of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what comes of both uses."""
+        return nn.functional.linear(torch.relu(self.inner(x)), self.inner.weight)
+
+
+class Ending(nn.Module):
+    """Does something at a call of one process, and passes its input on."""
+
+    def __init__(self, at: int, do: Callable[[], object], *, process: int) -> None:
+        super().__init__()
+        self.left, self.do, self.process = at, do, process
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x."""
+        self.left -= 1
+        if self.left == 0 and rank() == self.process:
+            self.do()
+        return x
+
+
+class Broken(Dataset[Any]):
+    """Data of which the last sample cannot be read."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        if place == 39:
+            raise KeyError("no such file")
+        return X[place], int(Y[place])
+
+
+def network(*more: nn.Module) -> nn.Sequential:
+    """Two convolutions, the first with batch normalisation, a layer used twice, and a head; in training mode."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU()]
+    return nn.Sequential(*body, nn.AvgPool2d(4), nn.Flatten(), *more, Twice(), nn.Linear(6, 3))
+
+
+def stream(data: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Batches of several sizes."""
+    cuts = [0, 20, 50, 51 + 8, len(data[0])]
+    return [(data[0][a:b], data[1][a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def sampled(data: tuple[Tensor, Tensor]) -> DataLoader[Any]:
+    """Return a loader that brings this process its share; the data itself where there is but one."""
+    whole = TensorDataset(data[0][:60], data[1][:60])
+    sampler = DistributedSampler(whole, shuffle=False) if distributed.is_initialized() else None
+    return DataLoader(whole, batch_size=8, sampler=sampler)
+
+
+def spread(known: Any, unknown: Any, **options: Any) -> list[Any]:
+    """Return what the spread finds."""
+    found = rs.ActivationSpread(network(), **{**OPTIONS, **options}).fit(known).score_layers(unknown)
+    return [found.values, found.interval, found.per_class, found.known_classes]
+
+
+def advice(known: Any, unknown: Any, **options: Any) -> list[Any]:
+    """Return what the default advice finds."""
+    found = rs.recommend_layers(network(), known, unknown, **{**OPTIONS, **options})
+    assert found.forecast is not None
+    return [found.forecast.error, found.forecast.draws, found.scores[0].interval, found.scores[1].values, found.layers]
+
+
+def many_classes() -> list[Any]:
+    """Return what the spread finds where there are so many classes that it draws fewer features on the way."""
+    y = torch.arange(400) % 130
+    many = torch.randn(400, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = rs.ActivationSpread(network(), **OPTIONS).fit((many, y))
+    return [found.score_layers((-many, y)).values, found._n_features]
+
+
+def labels_of_any_kind() -> list[Any]:
+    """Return what the spread finds where classes have no order but the one that they come in."""
+    y = [("b", 2, "a")[place] for place in Y[:83].tolist()]
+    return spread((X[:83], y), UNKNOWN)
+
+
+def untouched() -> list[Any]:
+    """Return whether the model and the random states are what they were."""
+    net = network()
+    net[0].weight.grad = torch.ones_like(net[0].weight)
+    before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    rs.recommend_layers(net, KNOWN, UNKNOWN, **OPTIONS)
+    same = all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    same &= all(module.training and not module._forward_hooks for module in net.modules())
+    same &= all(p.requires_grad for p in net.parameters()) and bool((net[0].weight.grad == 1).all())
+    same &= torch.equal(state, torch.get_rng_state())
+    return [same and np.array_equal(numpy_state, np.random.get_state()[1])]  # noqa: NPY002
+
+
+SAME: dict[str, Callable[[], list[Any]]] = {
+    "spread": lambda: spread(KNOWN, UNKNOWN),
+    "without labels": lambda: spread(X[:83], X[83:]),
+    "one batch": lambda: spread(KNOWN, UNKNOWN, batch_size=256),
+    "stream": lambda: spread(stream(KNOWN), stream(UNKNOWN)),
+    "many classes": many_classes,
+    "labels of any kind": labels_of_any_kind,
+    "advice": lambda: advice(KNOWN, UNKNOWN),
+    "advice on one batch": lambda: advice(KNOWN, UNKNOWN, batch_size=256),
+    "advice on a stream": lambda: advice(stream(KNOWN), stream(UNKNOWN), groups=[*range(33), *range(34)]),
+    "untouched": untouched,
+}
+
+
+def unlike(process: int, mine: Any, others: Any) -> Any:
+    """Return what one process is given, or the others."""
+    return mine if rank() == process else others
+
+
+def other_weights() -> Any:
+    """Measure a model with another weight in process 1."""
+    net = network()
+    with torch.no_grad():
+        net[3].bias += float(rank() == 1)
+    return rs.ActivationSpread(net, **OPTIONS).fit(KNOWN)
+
+
+def other_statistics() -> Any:
+    """Measure a model whose batch statistics have drifted apart."""
+    net = network()
+    with torch.no_grad():
+        net[1].running_mean += rank()
+    return rs.recommend_layers(net, KNOWN, UNKNOWN, **OPTIONS)
+
+
+def in_pieces() -> Any:
+    """Measure a model whose parameters are split."""
+    from torch.distributed.fsdp import fully_shard
+
+    net = network()
+    fully_shard(net, mesh=distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),)))
+    return rs.ActivationSpread(net, **OPTIONS).fit(KNOWN)
+
+
+def failing(do: Callable[[], object]) -> Any:
+    """Measure a model that does something at its third call in process 1."""
+    return rs.ActivationSpread(network(Ending(3, do, process=1)), **OPTIONS).fit(KNOWN)
+
+
+def run_out() -> None:
+    """Fail as a user's model does."""
+    raise ZeroDivisionError("of the model")
+
+
+def bars() -> str:
+    """Return what is written of progress."""
+    with redirect_stderr(StringIO()) as written:
+        rs.ActivationSpread(network(), **OPTIONS, progress=True).fit(KNOWN)
+    return written.getvalue()
+
+
+def drawn_seed() -> list[Any]:
+    """Return what comes of seeds that nobody gave."""
+    return advice(KNOWN, UNKNOWN, random_state=None)
+
+
+def fitted(estimator: Any) -> Any:
+    """Fit an estimator."""
+    return estimator(network()).fit(KNOWN)
+
+
+TOLD: dict[str, Callable[[], Any]] = {
+    "weights": other_weights,
+    "statistics": other_statistics,
+    "size": lambda: spread(unlike(1, UNKNOWN, KNOWN), UNKNOWN),
+    "content": lambda: spread(KNOWN, unlike(1, (-X[:83], Y[:83]), KNOWN)),
+    "setting": lambda: spread(KNOWN, UNKNOWN, batch_size=unlike(1, 8, 16)),
+    "state": lambda: spread(KNOWN, UNKNOWN, random_state=rank()),
+    "threshold": lambda: advice(KNOWN, UNKNOWN, threshold=unlike(1, 0.1, 0.2)),
+    "groups": lambda: advice(KNOWN, UNKNOWN, groups=unlike(1, [0] * 67, [*range(67)])),
+    "layers": lambda: spread(KNOWN, UNKNOWN, layers=unlike(1, ["0"], ["0", "3"])),
+    "model fails": lambda: failing(run_out),
+    "data fails": lambda: spread(Broken(), UNKNOWN),
+    "parameter fails": lambda: spread(KNOWN, UNKNOWN, batch_size=unlike(1, 0, 16)),
+    "apart": lambda: unlike(1, advice, spread)(KNOWN, UNKNOWN),
+    "decoders": lambda: fitted(rs.LayerDecoderProbe),
+    "inverter": lambda: fitted(rs.GradientInverter),
+    "criterion": lambda: fitted(criteria.RelativeGradientNorm),
+    "given": lambda: rs.recommend_layers(net := network(), KNOWN, UNKNOWN, estimators=[rs.GradientInverter(net)]),
+    "sweep": lambda: rs.sweep_layers(network(), KNOWN, UNKNOWN),
+    "trial": lambda: advice(KNOWN, UNKNOWN, trial={}),
+    "checkpoint": lambda: advice(KNOWN, UNKNOWN, checkpoint="nowhere"),
+    "wrapped": lambda: rs.ActivationSpread(nn.parallel.DistributedDataParallel(network())).fit(KNOWN),
+    "pieces": in_pieces,
+    "sampler": lambda: advice(sampled(KNOWN), sampled(UNKNOWN)),
+    "sampler and groups": lambda: advice(sampled(KNOWN), sampled(UNKNOWN), groups=[*range(60)]),
+    "seed": drawn_seed,
+    "bars": bars,
+}
+
+
+def outcomes(checks: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield the result of each check, or the error that it raised as (class, message)."""
+    for name, check in checks.items():
+        try:
+            yield name, check()
+        except Exception as error:
+            yield name, (type(error), str(error))
+
+
+def main(folder: Path, number: int, n: int, *, told: bool) -> None:
+    """Be one process of n; write down what came of every check."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/group-{n}", rank=number, world_size=n)
+    found = dict(outcomes(SAME | (TOLD if told else {})))
+    torch.save(found, folder / f"{n}-{number}.pt")
+    killed = {"killed": lambda: failing(lambda: os.kill(os.getpid(), signal.SIGKILL))}
+    found |= dict(outcomes(killed)) if told else {}
+    torch.save(found, folder / f"{n}-{number}.pt")
+    sys.stdout.flush()
+    os._exit(0)  # a group that has lost a process cannot be left in order
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), told=sys.argv[4] == "told")

@@ -1,0 +1,160 @@
+"""Several processes under torch.distributed share the work: real ones, on the CPU."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sharing
+import torch
+
+from retrainscope.exceptions import InvalidDataError, RetrainscopeError, UnsupportedModelError
+from retrainscope.processes import gather, n_processes, rank
+
+Found = dict[int, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Return what each process found, by the number of processes."""
+    folder = tmp_path_factory.mktemp("group")
+    script = str(Path(sharing.__file__))
+    commands = {
+        (n, number): [sys.executable, script, str(folder), str(number), str(n), what]
+        for n, what in ((2, "told"), (3, "same"))
+        for number in range(n)
+    }
+    results: Found = {1: [dict(sharing.outcomes(sharing.SAME))], 2: [], 3: []}
+    for n in (2, 3):
+        group = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for (m, _), c in commands.items() if m == n]
+        try:
+            errors = [process.communicate(timeout=60)[1] for process in group]
+        finally:
+            for process in group:
+                process.kill()
+                process.wait()
+        for number, error in enumerate(errors):
+            assert group[number].returncode == (-9 if (n, number) == (2, 1) else 0), error
+            results[n].append(torch.load(folder / f"{n}-{number}.pt", weights_only=False))
+    return results
+
+
+def test_without_a_group_there_is_one_process() -> None:
+    """Nothing is asked of torch.distributed where it was not initialised."""
+    assert (n_processes(), rank(), gather("anything", 5)) == (1, 0, [5])
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("name", [*sharing.SAME])
+def test_the_result_is_that_of_one_process(found: Found, name: str, n: int) -> None:
+    """However many share the work, all return what one would, but for rounding."""
+    expected = found[1][0][name]
+    assert not isinstance(expected, tuple), expected
+    for mine in found[n]:
+        assert not isinstance(mine[name], tuple), mine[name]
+        for got, one in zip(mine[name], expected, strict=True):
+            if isinstance(one, np.ndarray):
+                np.testing.assert_allclose(got, one, rtol=1e-6, atol=1e-6)
+            else:
+                assert got == one
+
+
+@pytest.mark.parametrize("name", ["sampler", "seed"])
+def test_all_processes_return_the_same(found: Found, name: str) -> None:
+    """Shares that a DistributedSampler deals, and seeds that nobody gave, leave all with one result."""
+    mine, others = (one[name] for one in found[2])
+    assert not isinstance(mine, tuple), mine
+    for got, other in zip(mine, others, strict=True):
+        np.testing.assert_array_equal(got, other)
+
+
+def test_a_sampler_leaves_the_forecast_what_it_is(found: Found) -> None:
+    """Where a DistributedSampler deals the samples, they are still the same samples."""
+    got, expected = found[2][0]["sampler"], sharing.advice(*map(sharing.sampled, (sharing.KNOWN, sharing.UNKNOWN)))
+    np.testing.assert_allclose(got[0], expected[0], rtol=0.02)  # a batch has other samples: batch statistics differ
+    np.testing.assert_allclose(got[3], expected[3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("weights", "parameter '3.bias'"),
+        ("statistics", "buffer '1.running_mean' .*broadcast"),
+        ("size", "number of known samples .83 in process 0; 67 in process 1."),
+        ("content", "first unknown batch"),
+        ("setting", "batch_size .16 in process 0; 8 in process 1."),
+        ("state", "random_state"),
+        ("threshold", "threshold .0.2 in process 0; 0.1 in process 1."),
+        ("groups", "groups"),
+        ("layers", "layers .0, 3 in process 0; 0 in process 1."),
+        ("sampler and groups", "DistributedSampler changes"),
+    ],
+)
+def test_what_differs_is_named_in_all_processes(found: Found, name: str, words: str) -> None:
+    """Another model, other data and other settings are refused everywhere, with where they are."""
+    for one in found[2]:
+        _check(one[name], InvalidDataError, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "failing", "kind", "other"),
+    [
+        ("model fails", 1, ZeroDivisionError, RetrainscopeError),
+        ("data fails", 0, KeyError, RetrainscopeError),
+        ("parameter fails", 1, InvalidDataError, InvalidDataError),
+    ],
+)
+def test_nobody_waits_for_a_process_that_fails(
+    found: Found, name: str, failing: int, kind: type[Exception], other: type[Exception]
+) -> None:
+    """It raises its own error, the others one that names it, and the next call works."""
+    _check(found[2][failing][name], kind, "")
+    _check(found[2][1 - failing][name], other, f"Process {failing} failed: ")
+
+
+def test_different_calls_are_told(found: Found) -> None:
+    """Processes that make different calls raise an error rather than mix them up."""
+    for one in found[2]:
+        _check(one["apart"], RetrainscopeError, "come apart: process 0 is at .*, process 1 is at ")
+
+
+def test_a_process_that_is_killed_ends_the_call(found: Found) -> None:
+    """The other one raises an error and tells what has likely happened."""
+    _check(found[2][0]["killed"], RetrainscopeError, "lost touch .* ended from outside")
+    assert "killed" not in found[2][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("decoders", "LayerDecoderProbe does not work in several processes"),
+        ("inverter", "GradientInverter does not"),
+        ("criterion", "RelativeGradientNorm does not"),
+        ("given", "GradientInverter does not"),
+        ("sweep", "sweep_layers does not"),
+        ("trial", "trial= does not"),
+        ("checkpoint", "checkpoint= does not"),
+        ("wrapped", "model.module"),
+        ("pieces", "full_state_dict"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(found: Found, name: str, words: str) -> None:
+    """Nothing is silently done by every process on its own."""
+    for one in found[2]:
+        _check(one[name], UnsupportedModelError, words)
+
+
+def test_only_the_first_process_shows_progress(found: Found) -> None:
+    """There is one bar, not one for each process."""
+    first, second = (one["bars"] for one in found[2])
+    assert "spread of known" in first
+    assert second == ""
+
+
+def _check(outcome: Any, kind: type[Exception], words: str) -> None:
+    assert isinstance(outcome, tuple), outcome
+    assert outcome[0] is kind, outcome
+    assert re.search(words, outcome[1]), outcome[1]
