@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def network(*more: nn.Module) -> nn.Sequential:
 
 def stream(data: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Batches of several sizes."""
-    cuts = [0, 20, 50, 51 + 8, len(data[0])]
-    return [(data[0][a:b], data[1][a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    cuts = [0, 20, 50, 59, len(data[0])]
+    return [(data[0][a:b], data[1][a:b]) for a, b in pairwise(cuts)]
 
 
 def sampled(data: tuple[Tensor, Tensor]) -> DataLoader[Any]:
