@@ -97,6 +97,22 @@ def advice(known: Any, unknown: Any, **options: Any) -> list[Any]:
     return [found.forecast.error, found.forecast.draws, found.scores[0].interval, found.scores[1].values, found.layers]
 
 
+def synchronised() -> list[Any]:
+    """Return what the default advice finds for a network whose batch normalisation asks other processes in training."""
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    found = rs.recommend_layers(net, KNOWN, UNKNOWN, **OPTIONS)
+    assert found.forecast is not None
+    assert type(net[1]) is nn.SyncBatchNorm
+    assert "forward" not in vars(net[1])
+    return [found.forecast.error]
+
+
+def without_forecast() -> list[Any]:
+    """Return what the advice notes for a model that there is no forecast for, where not every process has a batch."""
+    found = rs.recommend_layers(network(nn.Unflatten(1, (1, 6))), KNOWN, UNKNOWN, random_state=0)
+    return [found.notes, found.scores[0].values]
+
+
 def many_classes() -> list[Any]:
     """Return what the spread finds where there are so many classes that it draws fewer features on the way."""
     y = torch.arange(400) % 130
@@ -135,6 +151,8 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "advice": lambda: advice(KNOWN, UNKNOWN),
     "advice on one batch": lambda: advice(KNOWN, UNKNOWN, batch_size=256),
     "advice on a stream": lambda: advice(stream(KNOWN), stream(UNKNOWN), groups=[*range(33), *range(34)]),
+    "synchronised": synchronised,
+    "without forecast": without_forecast,
     "untouched": untouched,
 }
 

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -109,7 +109,7 @@ def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         raise UnsupportedModelError("The model has no parameters, so there is nothing to retrain.")
     if any(is_lazy(tensor) for tensor in (*parameters, *model.buffers())):
         raise UnsupportedModelError("The model has lazy parameters or buffers. Run one batch through it first.")
-    _check_whole(parameters)
+    _check_whole(model)
     devices = {parameter.device for parameter in parameters}
     if len(devices) > 1:
         raise UnsupportedModelError(
@@ -141,14 +141,15 @@ def _check_kind(model: nn.Module) -> None:
             )
 
 
-def _check_whole(parameters: Iterable[nn.Parameter]) -> None:
+def _check_whole(model: nn.Module) -> None:
     """Refuse parameters that lie in pieces in several processes."""
-    for parameter in parameters:
-        if type(parameter).__name__ == "DTensor":  # to import its class takes long
+    # By name, since to import the classes takes long.
+    for part in (*model.parameters(), *model.modules()):
+        if type(part).__name__ in ("DTensor", "FullyShardedDataParallel"):
             raise UnsupportedModelError(
-                "The model's parameters are split among processes (DTensor, as by fully_shard). Give every process a "
-                "whole copy: make the model anew and load into it what torch.distributed.checkpoint.state_dict."
-                "get_model_state_dict returns with StateDictOptions(full_state_dict=True, cpu_offload=False)."
+                f"The model's parameters are split among processes ({type(part).__name__}, as by FSDP). Give every "
+                "process a whole copy: make the model anew and load into it what torch.distributed.checkpoint."
+                "state_dict.get_model_state_dict returns with StateDictOptions(full_state_dict=True, cpu_offload=False)."
             )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ def renewed_statistics(model: nn.Module, norms: Sequence[nn.Module], batches: It
     """Give batch normalisations the statistics of some data, as training does without a step, while the context lasts.
 
     One pass over the data in their training mode, everything else in evaluation mode; the mean over batches is kept.
+    Synchronised ones do it alone, without the other processes.
     Batches of one sample are left out, which have no variance; where there are no others, nothing changes.
 
     Parameters
@@ -52,7 +54,10 @@ def renewed_statistics(model: nn.Module, norms: Sequence[nn.Module], batches: It
     """
     tables = [dict(norm._buffers) for norm in norms]
     momenta = [norm.momentum for norm in norms]
+    synchronised = [norm for norm in norms if isinstance(norm, nn.SyncBatchNorm)]
     try:
+        for alone in synchronised:  # each process renews statistics for other layers, or on its own
+            vars(alone)["forward"] = partial(_BatchNorm.forward, alone)
         for norm, table in zip(norms, tables, strict=True):
             norm._buffers.update({name: old.clone() for name, old in table.items() if old is not None})
             norm.reset_running_stats()  # type: ignore[operator]
@@ -70,6 +75,8 @@ def renewed_statistics(model: nn.Module, norms: Sequence[nn.Module], batches: It
                 norm._buffers.update(table)
         yield
     finally:
+        for alone in synchronised:
+            vars(alone).pop("forward", None)
         for norm, table, momentum in zip(norms, tables, momenta, strict=True):
             norm.training = False
             norm._buffers.clear()
