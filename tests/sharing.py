@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from io import StringIO
@@ -260,7 +261,9 @@ def main(folder: Path, number: int, n: int, *, told: bool) -> None:
     found = dict(outcomes(SAME | (TOLD if told else {})))
     torch.save(found, folder / f"{n}-{number}.pt")
     killed = {"killed": lambda: failing(lambda: os.kill(os.getpid(), signal.SIGKILL))}
+    began = time.monotonic()
     found |= dict(outcomes(killed)) if told else {}
+    found["seconds"] = time.monotonic() - began
     torch.save(found, folder / f"{n}-{number}.pt")
     sys.stdout.flush()
     os._exit(0)  # a group that has lost a process cannot be left in order

@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     for n in (2, 3):
         group = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for (m, _), c in commands.items() if m == n]
         try:
-            errors = [process.communicate(timeout=60)[1] for process in group]
+            errors = [process.communicate(timeout=120)[1] for process in group]
         finally:
             for process in group:
                 process.kill()
@@ -124,6 +124,7 @@ def test_different_calls_are_told(found: Found) -> None:
 def test_a_process_that_is_killed_ends_the_call(found: Found) -> None:
     """The other one raises an error and tells what has likely happened."""
     _check(found[2][0]["killed"], RetrainscopeError, "lost touch .* ended from outside")
+    assert found[2][0]["seconds"] < 60
     assert "killed" not in found[2][1]
 
 

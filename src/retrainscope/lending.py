@@ -149,7 +149,7 @@ def _check_whole(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"The model's parameters are split among processes ({type(part).__name__}, as by FSDP). Give every "
                 "process a whole copy: make the model anew and load into it what torch.distributed.checkpoint."
-                "state_dict.get_model_state_dict returns with StateDictOptions(full_state_dict=True, cpu_offload=False)."
+                "state_dict.get_model_state_dict returns with StateDictOptions(full_state_dict=True)."
             )
 
 
