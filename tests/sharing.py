@@ -23,6 +23,7 @@ from retrainscope.processes import rank
 X, Y = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(150) % 3
 X += 0.3 * Y[:, None, None, None]
 KNOWN, UNKNOWN = (X[:83], Y[:83]), (-X[83:], Y[83:])
+ERROR = ZeroDivisionError("of the model")
 OPTIONS: dict[str, Any] = {"random_state": 0, "batch_size": 16}
 
 
@@ -142,6 +143,8 @@ def untouched() -> list[Any]:
     return [same and np.array_equal(numpy_state, np.random.get_state()[1])]  # noqa: NPY002
 
 
+EARLIER = criteria.RelativeGradientNorm(network(), **OPTIONS)
+
 SAME: dict[str, Callable[[], list[Any]]] = {
     "spread": lambda: spread(KNOWN, UNKNOWN),
     "without labels": lambda: spread(X[:83], X[83:]),
@@ -194,8 +197,8 @@ def failing(do: Callable[[], object]) -> Any:
 
 
 def run_out() -> None:
-    """Fail as a user's model does."""
-    raise ZeroDivisionError("of the model")
+    """Fail as a user's model may: with one error again and again."""
+    raise ERROR
 
 
 def bars() -> str:
@@ -208,6 +211,11 @@ def bars() -> str:
 def drawn_seed() -> list[Any]:
     """Return what comes of seeds that nobody gave."""
     return advice(KNOWN, UNKNOWN, random_state=None)
+
+
+def scored_later() -> Any:
+    """Score with an estimator that was fitted before there were several processes."""
+    return EARLIER.score_layers(UNKNOWN)
 
 
 def fitted(estimator: Any) -> Any:
@@ -226,12 +234,14 @@ TOLD: dict[str, Callable[[], Any]] = {
     "groups": lambda: advice(KNOWN, UNKNOWN, groups=unlike(1, [0] * 67, [*range(67)])),
     "layers": lambda: spread(KNOWN, UNKNOWN, layers=unlike(1, ["0"], ["0", "3"])),
     "model fails": lambda: failing(run_out),
+    "model fails again": lambda: failing(run_out),
     "data fails": lambda: spread(Broken(), UNKNOWN),
     "parameter fails": lambda: spread(KNOWN, UNKNOWN, batch_size=unlike(1, 0, 16)),
     "apart": lambda: unlike(1, advice, spread)(KNOWN, UNKNOWN),
     "decoders": lambda: fitted(rs.LayerDecoderProbe),
     "inverter": lambda: fitted(rs.GradientInverter),
     "criterion": lambda: fitted(criteria.RelativeGradientNorm),
+    "later": scored_later,
     "given": lambda: rs.recommend_layers(net := network(), KNOWN, UNKNOWN, estimators=[rs.GradientInverter(net)]),
     "sweep": lambda: rs.sweep_layers(network(), KNOWN, UNKNOWN),
     "trial": lambda: advice(KNOWN, UNKNOWN, trial={}),
@@ -257,6 +267,8 @@ def outcomes(checks: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
 def main(folder: Path, number: int, n: int, *, told: bool) -> None:
     """Be one process of n; write down what came of every check."""
     torch.set_num_threads(1)
+    if told:
+        EARLIER.fit(KNOWN)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group-{n}", rank=number, world_size=n)
     found = dict(outcomes(SAME | (TOLD if told else {})))
     torch.save(found, folder / f"{n}-{number}.pt")

@@ -103,6 +103,7 @@ def test_what_differs_is_named_in_all_processes(found: Found, name: str, words: 
     ("name", "failing", "kind", "other"),
     [
         ("model fails", 1, ZeroDivisionError, RetrainscopeError),
+        ("model fails again", 1, ZeroDivisionError, RetrainscopeError),
         ("data fails", 0, KeyError, RetrainscopeError),
         ("parameter fails", 1, InvalidDataError, InvalidDataError),
     ],
@@ -134,6 +135,7 @@ def test_a_process_that_is_killed_ends_the_call(found: Found) -> None:
         ("decoders", "LayerDecoderProbe does not work in several processes"),
         ("inverter", "GradientInverter does not"),
         ("criterion", "RelativeGradientNorm does not"),
+        ("later", "RelativeGradientNorm does not"),
         ("given", "GradientInverter does not"),
         ("sweep", "sweep_layers does not"),
         ("trial", "trial= does not"),

@@ -166,6 +166,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     @contextmanager
     def _opened(self, unknown: Any) -> Iterator[tuple[nn.Module, Batches, np.random.Generator]]:
         """Lend the model to measure unknown data, and a generator for the resampling."""
+        self.check_processes()
         with in_step():
             check_is_fitted(self, "layers_")
             batches = self._batches(unknown, "unknown", self._seed)

@@ -47,7 +47,8 @@ def gradient_features(
     both keep products on average. Normalisations, biases, embeddings and self-attention are done likewise, and so are
     parameters that are added to samples or multiplied with them (position embeddings, scales). Those for which the
     first sample of a chunk gets another gradient than a pass back from it alone gives (weights that are used elsewhere
-    too, axes in another order) are left to `sample_gradients`.
+    too, axes in another order) are left to `sample_gradients`. Several processes take the chunks in turn, and all
+    return the features of all.
 
     Parameters
     ----------
@@ -68,8 +69,6 @@ def gradient_features(
         For chunks that memory has no room for.
     parts : Parts
         Where the features of chunks are kept, now and then.
-
-    Several processes take the chunks in turn, and all return the features of all.
 
     Returns
     -------

@@ -29,6 +29,7 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 
+_depth = 0  # of `in_step`
 _made: tuple[Any, Any] | None = None  # the group of all processes, and ours of the same for tensors on the CPU
 
 
@@ -58,9 +59,11 @@ def in_step() -> Iterator[None]:
     One that fails tells the others the next time that they `gather`, at the latest when they are done with the
     context. They raise an error of the same kind if it is one of this library's, which names the process that failed.
     """
+    global _depth
     if n_processes() == 1:
         yield
         return
+    _depth += 1
     try:
         yield
         gather("the end", None)
@@ -69,7 +72,11 @@ def in_step() -> Iterator[None]:
             with suppress(RetrainscopeError):  # others may have failed too; this one's own error is what to raise
                 _exchange("an error", None, (type(error).__name__, reason_of(error)))
             vars(error)["_told"] = True
+        if _depth == 1:  # the same error may be raised another time
+            vars(error).pop("_told")
         raise
+    finally:
+        _depth -= 1
 
 
 def gather(what: str, mine: T) -> list[T]:
