@@ -44,6 +44,7 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
         If the model has no parameters, has lazy ones that do not exist yet, or lies on several devices.
     """
     home, _ = model_place(model)
+    _check_whole(model)  # only for what measures: in pieces it can be frozen and trained
     flags = [(module, module.training) for module in model.modules()]
     tables = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [
@@ -109,7 +110,6 @@ def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         raise UnsupportedModelError("The model has no parameters, so there is nothing to retrain.")
     if any(is_lazy(tensor) for tensor in (*parameters, *model.buffers())):
         raise UnsupportedModelError("The model has lazy parameters or buffers. Run one batch through it first.")
-    _check_whole(model)
     devices = {parameter.device for parameter in parameters}
     if len(devices) > 1:
         raise UnsupportedModelError(
