@@ -28,7 +28,8 @@ def main(folder: Path) -> None:
             *(row["ours"], row["against"], f"{row['our_seconds']:.3g}", f"{row['their_seconds']:.3g}"),
             *(f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]", row["aim"], row["note"]),
         ]
-        for row in ratios["rows"]
+        for some in ratios["rows"].values()
+        for row in some
     ]
     put_table(PAGE, "ratios", ["ours", "against", "seconds", "their seconds", "ratio [range]", "aim", "note"], rows)
     machine = [[name, str(value)] for name, value in ratios["machine"].items()]

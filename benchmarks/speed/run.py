@@ -2,8 +2,8 @@
 
     python benchmarks/speed/run.py [--only WORD ...] [--repeats N] [--out FILE]
 
-Every row is a ratio within one run, of one thread: two ways of doing it, by turns, several times over. Needs
-torchvision and torch-cka (`make bench-speed` has them).
+What the file holds already for other words is kept. Every row is a ratio within one run, of one thread: two ways of
+doing it, by turns, several times over. Needs torchvision and torch-cka (`make bench-speed` has them).
 """
 
 import argparse
@@ -44,14 +44,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[Ratio] = []
+    kept = json.loads(args.out.read_text(encoding="utf-8"))["rows"] if args.out and args.out.exists() else {}
     for name in args.only:
+        rows = []
         for row in ROWS[name](args.repeats):
-            rows.append(row)
+            rows.append(row.plain())
             print(" | ".join(row.cells()), flush=True)
-    if args.out:
-        found = {"machine": machine(), "repeats": args.repeats, "rows": [row.plain() for row in rows]}
-        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        kept[name] = rows
+        if args.out:
+            found = {"machine": machine(), "rows": {name: kept[name] for name in ROWS if name in kept}}
+            args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- Against the least that it could cost
