@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from retrainscope.batches import Inputs
 from retrainscope.outputs import output_of
@@ -85,12 +84,14 @@ class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count floating-point operations by torch's formulas; its own counter follows modules, which hooks do here."""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # here, as it imports triton where that is there
+
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.total, self._formulas = 0, flop_registry
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
+        formula = self._formulas.get(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
             with self:
                 result = func.decompose(*args, **kwargs)
