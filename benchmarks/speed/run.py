@@ -16,6 +16,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def main() -> None:
     for name in args.only:
         rows = []
         for row in ROWS[name](args.repeats):
-            rows.append(row.plain())
+            rows.append(asdict(row))
             print(" | ".join(row.cells()), flush=True)
         kept[name] = rows
         if args.out:

@@ -4,7 +4,8 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,6 @@ class Ratio:
             self.note,
         ]
 
-    def plain(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
-        return asdict(self)
-
 
 def ratio(
     ours: tuple[str, Callable[[], Any]],
@@ -81,21 +78,13 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def machine() -> dict[str, Any]:
     """Describe what the figures were measured on."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return {
-        "processor": next(
-            (line.split(": ")[1] for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-            platform.processor(),
-        ),
+        "processor": names[0] if names else platform.processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 -- no file of ours
-            return file.read().splitlines()
-    except OSError:
-        return []
