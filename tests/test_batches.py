@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from retrainscope.batches import Batch, as_batches, input_shapes
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
+from retrainscope.sources import items_of
 
 N = 10
 X = torch.arange(N * 3, dtype=torch.float32).reshape(N, 3)
@@ -335,10 +336,13 @@ def test_floating_inputs_get_the_type_of_the_model(dtype):
     }
 
 
-def test_inputs_go_to_the_device():
-    """Inputs are put on the device that the batches are for."""
-    assert batches_of(X, device="meta").first().inputs.device.type == "meta"
-    assert batches_of({"x": X}, device="meta").first().inputs["x"].device.type == "meta"
+@pytest.mark.parametrize("data", [X, {"x": X}, [(X, None)]], ids=["tensor", "mapping", "stream"])
+def test_inputs_are_copies(data):
+    """What a model does to its inputs in place is not done to the user's data."""
+    before = X.clone()
+    for _, tensor in items_of(batches_of(data).first().inputs):
+        tensor.zero_()
+    assert torch.equal(X, before)
 
 
 def test_inputs_carry_no_gradient():

@@ -1,6 +1,10 @@
 """The same on a GPU as on the processor, and the model left as it was there too; needs CUDA (make test-cuda)."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,11 @@ from torch import Tensor, nn
 import retrainscope as rs
 from retrainscope import criteria
 
-pytestmark = pytest.mark.cuda
+pytestmark = [
+    pytest.mark.cuda,
+    # What torch's own threads for gradients say when they come to a GPU first.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA context"),
+]
 
 ESTIMATORS = {
     rs.ActivationSpread: {},
@@ -136,3 +144,62 @@ def test_inversion_and_comparison_on_the_gpu():
     like = criteria.compare_layers(model, changed, images()[0], layers=["0", "4"], device="cuda")
     np.testing.assert_allclose(like.values[0], 1, atol=1e-5)
     assert like.values[1] < 0.99
+
+
+@pytest.fixture
+def little_memory():
+    """Leave this process 1 GiB of the GPU."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2**30 / torch.cuda.get_device_properties(0).total_memory)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_out_of_memory_changes_no_result(little_memory):
+    """Where the GPU has no room for a batch it is halved, and the scores are those of small batches."""
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(16, 2**16), nn.ReLU(), nn.Linear(2**16, 3)).cuda()
+    X, y = torch.randn(8192, 16), torch.arange(8192) % 2
+    X[:, 0] += 2 * y
+    known, unknown = (X[:4096], y[:4096]), (X[4096:].flip(1), y[4096:])
+
+    def spread(batch_size: int) -> rs.LayerScores:
+        estimator = rs.ActivationSpread(wide, batch_size=batch_size, random_state=0)
+        return estimator.fit(known).score_layers(unknown)
+
+    expected = spread(128)
+    with unchanged(wide), pytest.warns(UserWarning, match="Out of memory on cuda"):
+        found = spread(4096)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
+    np.testing.assert_allclose(found.interval, expected.interval, atol=1e-5)
+
+
+GROUP = """
+import sys
+import torch
+from torch import distributed
+import retrainscope as rs
+from networks import classifier, samples
+folder, number = sys.argv[1], int(sys.argv[2])
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
+rec = rs.recommend_layers(
+    classifier(dtype=torch.float64).cuda(), samples(), samples(classes=(3, 4, 5), seed=1),
+    random_state=0, progress=False,
+)
+rec.save(f"{folder}/{number}.json")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_on_the_gpu(tmp_path):
+    """Two processes share the work on models that lie on the GPU, and both say what one does."""
+    commands = [[sys.executable, "-c", GROUP, str(tmp_path), str(number)] for number in range(2)]
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(rs.__file__).parents[1])])
+    team = [subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}) for command in commands]
+    assert [process.wait(timeout=120) for process in team] == [0, 0]
+    model = classifier(dtype=torch.float64).cuda()
+    alone = rs.recommend_layers(model, samples(), samples(classes=(3, 4, 5), seed=1), random_state=0)
+    for number in range(2):
+        rec = rs.Recommendation.load(tmp_path / f"{number}.json")
+        assert (rec.layers, rec.verdict) == (alone.layers, alone.verdict)
+        np.testing.assert_allclose([row.need for row in rec.table], [row.need for row in alone.table], atol=1e-6)

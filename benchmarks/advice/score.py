@@ -1,6 +1,6 @@
 """What the default, each estimator and each published criterion say of every task, and what they take.
 
-    python benchmarks/advice/score.py [--purpose tuning|reporting] [--only PATTERN] [--slow] [--out FILE]
+    python benchmarks/advice/score.py [--purpose tuning|reporting] [--only PATTERN] [--slow] [--device D] [--out FILE]
 
 The results are written after every task; a second run goes on where the first one stopped. --slow adds the two
 estimators that train or descend, with one seed.
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="N")
     parser.add_argument("--default", action="store_true", help="recommend_layers alone")
     parser.add_argument("--slow", action="store_true", help="the slow estimators alone, with the first seed")
+    parser.add_argument("--device", metavar="NAME", help="where the slow estimators work")
     parser.add_argument("--out", type=Path, default=RESULTS / "scores.json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -68,6 +69,7 @@ def main() -> None:
     seeds = args.seeds[:1] if args.slow else args.seeds
     wanted = SLOW if args.slow else {} if args.default else FAST
     own = {} if args.slow else ADVISED
+    there = {"device": args.device} if args.slow else {}
     with tqdm(total=len(seeds) * len(chosen)) as bar:
         for seed in seeds:
             left = [t for t in chosen if not {*own, *wanted} <= set(done.get(t.key, {}).get(str(seed), {}))]
@@ -78,7 +80,7 @@ def main() -> None:
                 for name, options in own.items():
                     found[name] = found.get(name) or advised(case, seed, **options)
                 for name, make in wanted.items():
-                    found[name] = found.get(name) or scored(make, case, seed)
+                    found[name] = found.get(name) or scored(make, case, seed, **there)
                 write_text(args.out, json.dumps(done, indent=0) + "\n")
                 bar.update()
 
@@ -107,10 +109,10 @@ def advised(case: Case, seed: int, *, labels: bool = True, trial: bool = False) 
     }
 
 
-def scored(make: Make, case: Case, seed: int) -> dict[str, Any]:
+def scored(make: Make, case: Case, seed: int, **options: Any) -> dict[str, Any]:
     """Return an estimator's needs, and its raw measures of the unknown data."""
     began = time.perf_counter()
-    estimator = make(case.model, layers=case.layers, random_state=seed, progress=False)
+    estimator = make(case.model, layers=case.layers, random_state=seed, progress=False, **options)
     try:
         told = {"groups": case.groups} if isinstance(estimator, rs.TangentProbe) else {}
         scores = estimator.fit(case.known).score_layers(case.unknown, **told)

@@ -33,7 +33,7 @@ _LABELS = ("labels", "label", "label_ids")  # the keys that Hugging Face gives t
 
 @dataclass(frozen=True)
 class Indexed:
-    """Data whose samples can be reached one by one."""
+    """Data whose samples can be reached one by one; what is taken may be the user's own memory."""
 
     n_samples: int
     take: Callable[[NDArray[np.int64]], tuple[Any, Any]]
@@ -51,6 +51,11 @@ def source_of(data: Any, name: str, batch_size: int) -> Indexed | Iterable[Any]:
 
         def take(rows: NDArray[np.int64]) -> tuple[Any, Any]:
             chosen = None if known_labels is None else [known_labels[row] for row in rows]
+            if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):  # a view, without copying
+                span = slice(int(rows[0]), int(rows[0]) + len(rows))
+                return (
+                    tensors[span] if isinstance(tensors, Tensor) else {k: t[span] for k, t in tensors.items()}
+                ), chosen
             return take_rows(tensors, rows), chosen
 
         return Indexed(n, take)
