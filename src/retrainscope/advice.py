@@ -55,6 +55,21 @@ class LayerAdvice(Shown):
     agreement : float
         The share of the estimators whose own need, against the threshold, speaks for the same, not counting the
         forecast where it decides; NaN for the head, where no estimator is left, and where the verdict is undecided.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> X, y = torch.randn(90, 4), torch.arange(90) % 3
+    >>> X[:, 0] += 3.0 * y
+    >>> rec = rs.recommend_layers(model, (X, y), (X.roll(1, dims=1), y + 3), random_state=0)
+    >>> row = rec.table[0]
+    >>> row.name, row.verdict, row.n_parameters, row.parameters
+    ('0', 'retrain', 40, ('0.weight', '0.bias'))
+    >>> bool(row.interval[0] < row.need < row.interval[1])
+    True
     """
 
     name: str
@@ -120,6 +135,20 @@ class Recommendation(Shown):
         `cost` of training the head alone; empty where it was saved by a version that did not tell.
     seconds : dict of str to float
         What each estimator took, as on a clock. Not saved, so that equal advice makes equal files.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> X, y = torch.randn(90, 4), torch.arange(90) % 3
+    >>> X[:, 0] += 3.0 * y
+    >>> rec = rs.recommend_layers(model, (X, y), (X.roll(1, dims=1), y + 3), random_state=0)
+    >>> rec.verdict, rec.layers, rec.head.name
+    ('all', ('0',), '2')
+    >>> print(rec.summary())
+    Verdict: all. Retrain 0, 2: 100.0% of the parameters, ...
     """
 
     layers: tuple[str, ...]

@@ -58,6 +58,15 @@ class Descent:
     ------
     InvalidDataError
         If a value is out of range.
+
+    Examples
+    --------
+    >>> import retrainscope as rs
+    >>> rs.Descent(tv_weight=0.1, max_iter=300).has_priors
+    True
+    >>> rs.Descent(jitter=1)
+    Traceback (most recent call last):
+    retrainscope.exceptions.InvalidDataError: jitter makes every step's loss another one, which L-BFGS cannot use. Choose Adam.
     """
 
     optimizer: str = "lbfgs"

@@ -47,6 +47,22 @@ class Forecast(Policies, Shown):
         Samples of the smallest class; of samples in groups, its groups.
     known_accuracy : float
         Of the model as it is on the known data; NaN where its labels are no places of the model's outputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> X, y = torch.randn(90, 4), torch.arange(90) % 3
+    >>> X[:, 0] += 3.0 * y
+    >>> forecast = rs.recommend_layers(model, (X, y), (X.roll(1, dims=1), y + 3), random_state=0).forecast
+    >>> forecast.policies, forecast.trained
+    (('head', 'all'), ((), ('0',)))
+    >>> bool(forecast.error[0] > forecast.error[1])  # retraining "0" as well is expected to help
+    True
+    >>> forecast.best_within(tolerance=1.0)  # the cheapest, if any error will do
+    'head'
     """
 
     error: Floats

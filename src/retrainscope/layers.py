@@ -52,6 +52,17 @@ class Layers(Shown):
     token_axes : dict of str to int
         For data that tells what is padding (``attention_mask``, ``key_padding_mask`` or ``lengths``): the axis that
         the tokens are along, for each layer and the input layer; those that pool the tokens are not in it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> print(rs.find_layers(model, torch.zeros(4, 3)))
+    layer     output  parameters  operations
+    --------  ------  ----------  ----------
+    0              8          32          48
+    2 (head)       -          18          32
     """
 
     names: tuple[str, ...]

@@ -51,6 +51,16 @@ class Inversion(Shown):
         Steps taken.
     diverged : Tensor of bool of shape (n_samples,)
         Whether the sample was stopped because its loss was not finite; what it had reached is kept.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> found = rs.invert_layers(model, torch.rand(5, 4), ["0"], random_state=0)["0"]
+    >>> found.inputs.shape, found.input_error.shape
+    (torch.Size([5, 4]), torch.Size([5]))
     """
 
     inputs: Tensor
@@ -83,6 +93,13 @@ class InputSpace:
     mean, std : float
     variance : float
         Summed over the elements of an input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> rs.InputSpace.of([torch.tensor([[0.0, 1.0], [1.0, 0.0]])])
+    InputSpace(low=0.0, high=1.0, mean=0.5, std=0.5, variance=0.5)
     """
 
     low: float

@@ -110,6 +110,20 @@ class LayerScores(Shown):
         The fewest and the most samples of a class, known and unknown.
     one_sided : bool
         Whether only a high need tells something: a low one does not show that a layer can be kept.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> X, y = torch.randn(90, 4), torch.arange(90) % 3
+    >>> X[:, 0] += 3.0 * y
+    >>> scores = rs.ActivationSpread(model, random_state=0).fit((X, y)).score_layers((X.roll(1, dims=1), y + 3))
+    >>> scores.layers, scores.classes, scores.values.shape, scores.per_class.shape
+    (('0',), (3, 4, 5), (1,), (3, 1))
+    >>> print(scores)
+    ActivationSpread: ...
     """
 
     estimator: str

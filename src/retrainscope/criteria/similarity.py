@@ -101,6 +101,18 @@ class LayerSimilarity(Shown):
         Why a value is NaN; empty where there is one.
     n_samples, n_batches : int
         That were measured.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from retrainscope.criteria import compare_layers
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> print(compare_layers(model, model, torch.randn(100, 4)))
+    Similarity of two networks: unbiased CKA, 1 is alike; 100 samples in 1 batch
+    layer     CKA
+    -----  ------
+    0      1.0000
     """
 
     layers: tuple[str, ...]

@@ -23,7 +23,15 @@ _IDX_FILES = (
 
 
 class Mnist(NamedTuple):
-    """Handwritten digits: images of shape (n, 1, 28, 28), float32 in [0, 1]; labels of shape (n,), int64."""
+    """Handwritten digits: images of shape (n, 1, 28, 28), float32 in [0, 1]; labels of shape (n,), int64.
+
+    Examples
+    --------
+    >>> from retrainscope.data import load_mnist
+    >>> mnist = load_mnist()
+    >>> mnist.test_images.shape, mnist.test_labels[:3].tolist()
+    ((2000, 1, 28, 28), [0, 9, 0])
+    """
 
     train_images: NDArray[np.float32]
     train_labels: NDArray[np.int64]
@@ -87,6 +95,16 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     ------
     DataUnavailableError
         If the file is missing or is not a whole IDX file of unsigned bytes.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from retrainscope.data import read_idx
+    >>> path = Path(tempfile.mkdtemp()) / "labels"
+    >>> _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 2, 1]))
+    >>> read_idx(path)
+    array([7, 2, 1], dtype=uint8)
     """
     path = Path(path)
     try:
