@@ -22,7 +22,7 @@ _SUFFICIENT, _SHORTER, _GIVE_UP = 1e-4, 0.4, 12  # L-BFGS: Armijo's constant, th
 class Descent:
     """How an input is sought whose activations are given.
 
-    Minimised over x, within the range of the input, is
+    Minimised over x, within the range of the input, is::
 
         ||f(x) - f(x0)||^2 / ||f(x0)||^2 + tv_weight * TV(z) + norm_weight * mean |z|^norm_exponent
 
