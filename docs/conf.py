@@ -14,7 +14,7 @@ sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent / "examples")]  # what the g
 import error_list  # noqa: E402 -- found once its folder is on the path
 
 project = "retrainscope"
-author = "The retrainscope developers"
+author = copyright = "The retrainscope developers"
 version = release = importlib.metadata.version("retrainscope")  # of pyproject.toml
 
 extensions = [
@@ -32,6 +32,8 @@ templates_path = ["_templates"]
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!retrainscope\.).*")]  # names of other libraries, and of parameters
 default_role = "py:obj"  # `name` in a docstring is a link where it is a public name
+
+smartquotes = False  # options and code in messages keep their two hyphens
 
 html_theme = "furo"
 html_title = f"retrainscope {release}"
@@ -65,6 +67,7 @@ sphinx_gallery_conf = {
     "image_scrapers": ("matplotlib",),
     "reset_modules": ("matplotlib",),
     "download_all_examples": False,
+    "capture_repr": (),
     "show_memory": False,
     "abort_on_example_error": True,
     "show_signature": False,

@@ -13,10 +13,12 @@ from pathlib import Path
 __all__ = ["Entry", "page", "read_errors"]
 
 # A sentence that begins so tells what to do; what stands before it tells what was wrong.
-_REMEDIES = (
-    "Add Check Choose Convert Delete Did Fetch Free Freeze Get Give Install It Leave Let Load Make Mend Move Name Pad "
-    "Remove Replace Run Save See Set Turn Undo Update Use Without Wrap Write"
-).split()
+_REMEDY = re.compile(
+    "(add|check|choose|convert|delete|did|fetch|free|freeze|get|give|install|it|leave|let|load|make|mend|move|name|pad|put|"
+    r"remove|replace|reshape|run|save|see|set|try|turn|undo|update|use|without|wrap|write)\b",
+    re.IGNORECASE,
+)
+_HINTS = ("‹hint›", "‹nearest›", "‹remedy›")  # put together when it happens
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Entry:
 
     def parts(self) -> tuple[str, str]:
         """Split the message into what was wrong and what to do about it; the latter may be empty."""
-        sentences = re.split(r"(?<=[.?!]) ?(?=[A-Z‹-])", self.message)
+        sentences = re.split(r"(?<=[.?!]) ?(?=[A-Z‹-])|(?<=;) (?=(?:name|try|put|reshape|leave) )", self.message)
         first = next((n for n, text in enumerate(sentences) if n and _is_remedy(text)), len(sentences))
         return " ".join(sentences[:first]), " ".join(sentences[first:])
 
@@ -85,15 +87,16 @@ def _section(kind: str, notes: list[str], entries: list[Entry]) -> Iterator[str]
     places: dict[tuple[str, str], list[str]] = {}
     for entry in mine:
         modules = places.setdefault(entry.parts(), [])
-        module = ".".join(["retrainscope", *entry.path.with_suffix("").parts]).removesuffix(".__init__")
+        module = ".".join(entry.path.with_suffix("").parts).removesuffix(".__init__")
         if module not in modules:
             modules.append(module)
     if not mine:
         return
     yield f"## {kind}\n\n{notes[0]} {{py:class}}`Reference <retrainscope.exceptions.{kind}>`.\n"
-    yield "| what was wrong | what to do | raised in |\n| --- | --- | --- |"
+    yield "```{rst-class} errors\n```\n\n| what was wrong | what to do | raised in |\n| --- | --- | --- |"
     for (cause, remedy), modules in places.items():
-        yield f"| {_marked(cause)} | {_marked(remedy or notes[1])} | {', '.join(f'`{name}`' for name in modules)} |"
+        known = remedy if remedy and remedy not in _HINTS else f"{remedy} {notes[1]}".strip()
+        yield f"| {_marked(cause)} | {_marked(known)} | {', '.join(f'`{name}`' for name in modules)} |"
     yield ""
 
 
@@ -175,7 +178,7 @@ def _name(expression: ast.expr) -> str:
         case ast.Attribute(attr=attr):
             return attr.strip("_")
         case ast.Name(id=name):
-            return name.strip("_")
+            return name.strip("_").lower()
         case ast.Call(func=ast.Attribute(attr="join"), args=[inner]):
             return _name(inner)
         case ast.Call(func=ast.Name(id="map"), args=[_, inner]):
@@ -213,7 +216,7 @@ def _result(function: ast.FunctionDef) -> ast.expr:
 
 
 def _is_remedy(sentence: str) -> bool:
-    return sentence.partition(" ")[0].strip("‹›,") in (*_REMEDIES, "hint", "remedy", "nearest")
+    return bool(_REMEDY.match(sentence)) or sentence in _HINTS
 
 
 def _plain(text: str) -> str:

@@ -23,6 +23,6 @@ print(rec)
 plt.figure(plot_needs(rec))
 
 # %%
-# Nothing was trained for this: the accuracies are forecast from gradients. Where two choices are nearly equal, the one that
-# trains fewer parameters is advised.
+# Nothing was trained for this: the accuracies are forecast from gradients. Where two choices are nearly equal, the one
+# that trains fewer parameters is advised.
 plt.figure(plot_policies(rec.forecast))

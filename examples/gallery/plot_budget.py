@@ -14,20 +14,22 @@ import retrainscope as rs
 model = network()
 known, unknown = digits(range(5), start=300), digits(range(5, 10))
 shares = (0.05, 0.3, 1.0)
-advice = {share: rs.recommend_layers(model, known, unknown, budget={"parameters": share}, random_state=0) for share in shares}
-for share, rec in advice.items():
-    print(f"at most {share:.0%} of the parameters: {rec.summary()}")
+advice = {}
+for share in shares:
+    rec = rs.recommend_layers(model, known, unknown, budget={"parameters": share}, random_state=0)
+    print(f"at most {share:4.0%}: {', '.join(rec.layers)} and the head, {rec.cost['parameters']:.1%} of the parameters")
+    advice[share] = rec
 
 # %%
 # Errors are squared distances between prediction and class: 0 is right and sure.
 forecast = advice[1.0].forecast
 figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-for policy, error in zip(forecast.policies, forecast.error, strict=True):
-    ax.plot(forecast.share(policy), error, "o", color="#0072B2")
-    ax.annotate(policy, (forecast.share(policy), error), xytext=(6, 5), textcoords="offset points", fontsize=8)
+places = {policy: (forecast.share(policy), forecast.error[row]) for row, policy in enumerate(forecast.policies)}
+for policy, place in places.items():
+    ax.plot(*place, "o", color="#0072B2")
+    ax.annotate(policy, place, xytext=(6, 5), textcoords="offset points", fontsize=8)
 for share, rec in advice.items():
-    chosen = forecast.policy_of(rec.layers)
-    ax.plot(forecast.share(chosen), forecast.error[forecast.row_of(chosen)], "o", color="#D55E00", ms=14, mfc="none")
+    ax.plot(*places[forecast.policy_of(rec.layers)], "o", color="#D55E00", ms=14, mfc="none")
     ax.axvline(share, color="0.7", linestyle="--", linewidth=1)
 ax.set_xlim(-0.03, 1.25)
 ax.set_xlabel("share of the parameters that is trained")

@@ -15,13 +15,14 @@ from retrainscope.plotting import plot_reconstructions
 
 model = network()
 known, unknown = digits(range(5), start=300, n=120), digits(range(5, 10), n=20)
-probe = rs.LayerDecoderProbe(model, layers=["conv1", "conv2", "fc1"], max_epochs=8, random_state=0).fit(known)
+layers = ["conv1", "conv2", "fc1"]
+probe = rs.LayerDecoderProbe(model, layers=layers, max_epochs=8, random_state=0).fit(known)
 
 # %%
 # One known digit of each kind that the decoders did not see, and one unknown.
 shown = [digits(range(1, 4), n=1, test=True), digits(range(5, 8), n=1)]
 images, labels = torch.cat([X for X, _ in shown]), torch.cat([y for _, y in shown]).tolist()
-rebuilt = {layer: probe.reconstruct(images, layer)[:, 0].numpy() for layer in probe.layers_.names}
+rebuilt = {layer: probe.reconstruct(images, layer)[:, 0].numpy() for layer in layers}
 plt.figure(plot_reconstructions(images[:, 0].numpy(), rebuilt, labels, known=[0, 1, 2, 3, 4]))
 
 # %%

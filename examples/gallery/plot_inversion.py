@@ -20,12 +20,13 @@ images, labels = torch.cat([known[0], unknown[0]]), torch.cat([known[1], unknown
 # %%
 # All images are inverted at once, each with a step length of its own.
 descent = rs.Descent(max_iter=200, tv_weight=1e-3)
-found = rs.invert_layers(model, images, ["conv1", "conv2", "fc1"], descent=descent, low=0, high=1, random_state=0)
+layers = ["conv1", "conv2", "fc1"]
+found = rs.invert_layers(model, images, layers, descent=descent, low=0, high=1, random_state=0)
 rebuilt = {layer: inversion.inputs[:, 0].numpy() for layer, inversion in found.items()}
 plt.figure(plot_reconstructions(images[:, 0].numpy(), rebuilt, labels, known=[0, 1, 2, 3, 4]))
 
 # %%
 # In numbers: the squared error of an image, summed over its pixels.
 for layer, inversion in found.items():
-    known_error, unknown_error = inversion.input_error[:3].mean(), inversion.input_error[3:].mean()
-    print(f"{layer:6} known {known_error:8.3f}   unknown {unknown_error:8.3f}")
+    errors = inversion.input_error
+    print(f"{layer:6} known {errors[:3].mean():8.3f}   unknown {errors[3:].mean():8.3f}")

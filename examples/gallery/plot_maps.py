@@ -3,8 +3,8 @@ Maps of a layer, known and unknown
 ==================================
 
 The activations of two layers for known digits (rings) and unknown ones (filled), brought to the plane by t-SNE. What to
-see: in the last layer the known digits form clusters, and the unknown ones lie between and across them, while in the first
-layer all look much as they do in the images.
+see: in the last layer the known digits form clusters, and the unknown ones lie between and across them, while in the
+first layer all look much as they do in the images.
 """
 
 import matplotlib.pyplot as plt

@@ -66,7 +66,7 @@ class Descent:
     True
     >>> rs.Descent(jitter=1)
     Traceback (most recent call last):
-    retrainscope.exceptions.InvalidDataError: jitter makes every step's loss another one, which L-BFGS cannot use. Choose Adam.
+    retrainscope.exceptions.InvalidDataError: jitter makes every step's loss another one, ...
     """
 
     optimizer: str = "lbfgs"

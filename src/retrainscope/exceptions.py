@@ -41,7 +41,7 @@ class RetrainscopeError(Exception):
 class InvalidDataError(RetrainscopeError, ValueError):
     """The known or unknown data, or a parameter, is not what it must be.
 
-    Give what the message says it must be.
+    Give what the message asks for.
 
     Examples
     --------
