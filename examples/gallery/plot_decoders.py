@@ -2,8 +2,9 @@
 Images rebuilt by decoders
 ==========================
 
-For each layer a small decoder learns, on known digits alone, to rebuild the image from the activations. What to see: it
-draws unknown digits too, but from the last layer it draws them as the digits that it knows.
+For each layer a small decoder learns, on known digits alone, to rebuild the image from the activations. What to see:
+from the first layer it draws unknown digits as well as known ones; from the last both are blurred, the unknown ones
+more.
 """
 
 import matplotlib.pyplot as plt

@@ -107,7 +107,17 @@ def lightning_callback(rec: Recommendation, *, attribute: str | None = None) -> 
 
     Examples
     --------
-    See docs/export.md, which trains with it.
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> from retrainscope.export import lightning_callback
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)
+    >>> callback = lightning_callback(rec, attribute="model")
+    >>> [base.__name__ for base in type(callback).__bases__]
+    ['BaseFinetuning']
+
+    It goes into ``Trainer(callbacks=[callback])``; docs/export.md trains with it.
     """
     rows_to_train(rec)
 
@@ -161,7 +171,17 @@ def skorch_freezer(rec: Recommendation) -> "Callback":
 
     Examples
     --------
-    See docs/export.md, which trains with it.
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> from retrainscope.export import skorch_freezer
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)
+    >>> callback = skorch_freezer(rec)
+    >>> [base.__name__ for base in type(callback).__bases__]
+    ['Callback']
+
+    It goes into ``NeuralNetClassifier(callbacks=[callback])``; docs/export.md trains with it.
     """
     rows_to_train(rec)
     try:
@@ -207,7 +227,16 @@ def finetuning_schedule(
 
     Examples
     --------
-    See docs/export.md, which trains with it.
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> from retrainscope.export import finetuning_schedule
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)
+    >>> finetuning_schedule(rec, attribute="model")[0]["params"][-2:]
+    ['model.2.weight', 'model.2.bias']
+
+    docs/export.md trains by it.
     """
     prefix = "" if attribute is None else f"{attribute}."
     names = [f"{prefix}{name}" for row in rows_to_train(rec) for name in row.parameters]
@@ -245,7 +274,17 @@ def timm_frozen(rec: Recommendation, model: nn.Module) -> list[str]:
 
     Examples
     --------
-    See docs/export.md, which freezes with it.
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> from retrainscope.export import timm_frozen
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)
+    >>> timm_frozen(rec, model)
+    ['0']
+
+    docs/export.md freezes with it.
     """
     trained = {id(tensor) for tensors in tensors_to_train(model, rec).values() for tensor in tensors.values()}
     names = _frozen_modules("", model, trained)

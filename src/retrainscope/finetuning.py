@@ -145,7 +145,13 @@ def unfreeze(model: nn.Module) -> None:
 
     Examples
     --------
-    See `freeze_rest`.
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 2))
+    >>> _ = rs.freeze_rest(model, ["2"])
+    >>> rs.unfreeze(model)
+    >>> all(parameter.requires_grad for parameter in model.parameters()), model[1].training
+    (True, True)
     """
     if not is_frozen(model):
         raise InvalidDataError(

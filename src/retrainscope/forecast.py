@@ -27,8 +27,12 @@ class Forecast(Policies, Shown):
 
     Attributes
     ----------
-    policies, trained, layers, head, n_parameters
-        See `Policies`. ``"none"`` is among them where the model can be used as it is.
+    policies : tuple of str
+        ``"none"`` (where the model can be used as it is), ``"head"``, ``"head + NAME"``, ``"NAME and up"``, ``"all"``.
+    trained : tuple of tuple of str
+        The layers that each policy trains, besides the head.
+    layers, head, n_parameters
+        The model's layers in the order of execution, its head, and how many scalars each of them owns.
     error : ndarray of shape (n_policies,)
         Expected squared distance between prediction and one-hot class, from 0 to about 1. NaN for ``"none"``.
     accuracy : ndarray of shape (n_policies,)

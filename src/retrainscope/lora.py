@@ -67,7 +67,21 @@ def lora_config(rec: Recommendation, model: nn.Module, **options: Any) -> "LoraC
 
     Examples
     --------
-    See docs/export.md, which trains with it.
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> from retrainscope.export import lora_config
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> X, y = torch.randn(90, 4), torch.arange(90) % 3
+    >>> X[:, 0] += 3.0 * y
+    >>> rec = rs.recommend_layers(model, (X, y), (X.roll(1, dims=1), y + 3), random_state=0)
+    >>> rec.layers, rec.head.name
+    (('0',), '2')
+    >>> config = lora_config(rec, model, r=4)
+    >>> config.target_modules, config.modules_to_save
+    ({'0'}, ['2'])
+
+    docs/export.md trains with it.
     """
     try:
         from peft import LoraConfig

@@ -81,8 +81,12 @@ class LayerSweep(Policies, Shown):
 
     Attributes
     ----------
-    policies, trained, layers, head, n_parameters
-        See `Policies`.
+    policies : tuple of str
+        ``"none"`` (where the model can be used as it is), ``"head"``, ``"head + NAME"``, ``"NAME and up"``, ``"all"``.
+    trained : tuple of tuple of str
+        The layers that each policy trains, besides the head.
+    layers, head, n_parameters
+        The model's layers in the order of execution, its head, and how many scalars each of them owns.
     accuracy : ndarray of shape (n_policies, n_seeds)
         On the test samples; NaN where training diverged.
     interval : ndarray of shape (n_policies, 2)
