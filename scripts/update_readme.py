@@ -1,4 +1,4 @@
-"""Put the figure and the table of the MNIST study into the README.
+"""Put the figure and the tables of the MNIST study into the README and docs/study.md.
 
     python scripts/update_readme.py STUDY_FOLDER
 
@@ -22,8 +22,10 @@ def main(folder):
     images.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "needs.png", images / "needs.png")
     paths = sorted((folder / "seeds").glob("seed-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
-    table = tables([load_json(SeedResult, path) for path in paths])["check"]
-    put_table(ROOT / "README.md", "check", table.header, table.rows)
+    made = tables([load_json(SeedResult, path) for path in paths])
+    put_table(ROOT / "README.md", "check", made["check"].header, made["check"].rows)
+    for name in ("check", "claims", "spread", "inversion", "decoding", "verdict", "needs", "sweep"):
+        put_table(ROOT / "docs" / "study.md", name, made[name].header, made[name].rows)
 
 
 if __name__ == "__main__":
