@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 VISION := .venv-vision
 BENCH := .venv-bench
 ZOO := .venv-zoo
-DOCS_MADE := docs/_build docs/_generated docs/api/generated docs/gallery docs/sg_execution_times.rst
+DOCS_MADE := docs/_build docs/_generated docs/api/generated docs/gallery
 
 .DEFAULT_GOAL := help
 .PHONY: help install study test test-vision test-browser test-cuda lint bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme docs build clean
