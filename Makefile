@@ -110,7 +110,7 @@ readme: $(READY)  ## run the study with five seeds; its figure and tables go int
 
 docs: $(READY)  ## build the documentation into docs/_build/html, and fail on any warning or dead link
 	rm -rf $(DOCS_MADE)
-	MPLBACKEND=agg $(BIN)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going docs docs/_build/html
+	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going docs docs/_build/html
 
 build: $(READY)  ## build wheel and sdist into dist/
 	$(BIN)/python -m build

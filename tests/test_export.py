@@ -474,12 +474,13 @@ SET_UP, *SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 def test_the_page_runs(tool, tmp_path, monkeypatch):
     """The example for each tool runs after the lines at the top of the page, and trains the advised layers."""
     monkeypatch.chdir(tmp_path)
-    snippet = next(code for code in reversed(SNIPPETS) if tool in code.partition("\n\n")[0])
+    snippet = next(code for code in SNIPPETS if tool in code)
     names: dict[str, object] = {}
     exec(compile(SET_UP, "docs/export.md", "exec"), names)
     model, rec = names["model"], names["rec"]
     assert (rec.layers, rec.head.verdict) == (("0",), "retrain")
     exec(compile(snippet, "docs/export.md", "exec"), names)
+    model = names.get("adapted", model)  # PEFT's is a copy
     assert any(not parameter.requires_grad for parameter in model.parameters())
     if tool != "lora_config":
         assert trainable(model) == owned(rec)[0]
