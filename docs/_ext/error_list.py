@@ -32,7 +32,9 @@ class Entry:
 
     def parts(self) -> tuple[str, str]:
         """Split the message into what was wrong and what to do about it; the latter may be empty."""
-        sentences = re.split(r"(?<=[.?!]) ?(?=[A-Z‹-])|(?<=;) (?=(?:name|try|put|reshape|leave) )", self.message)
+        sentences = re.split(
+            r"(?<=[.?!]) ?(?=[A-Z‹-])|(?<=;) (?=(?:name|try|put|reshape|leave) )|(?<=›) (?=Name )", self.message
+        )
         first = next((n for n, text in enumerate(sentences) if n and _is_remedy(text)), len(sentences))
         return " ".join(sentences[:first]), " ".join(sentences[first:])
 
