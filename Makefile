@@ -7,10 +7,11 @@ READY := $(VENV)/.ready
 VISION := .venv-vision
 BENCH := .venv-bench
 ZOO := .venv-zoo
+OLDEST := .venv-oldest
 DOCS_MADE := docs/_build docs/_generated docs/api/generated docs/gallery
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser test-cuda lint bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme docs build clean
+.PHONY: help install study test test-vision test-browser test-oldest test-newest test-cuda lint bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +40,19 @@ $(VISION)/.ready: pyproject.toml constraints-vision.txt
 	$(PYTHON) -m venv $(VISION)
 	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --upgrade pip
 	$(VISION)/bin/python -m pip install --quiet --constraint constraints-vision.txt --group test-vision --editable '.[vision]'
+	@touch $@
+
+test-oldest: $(OLDEST)/.ready  ## run all tests with the oldest versions that the package takes (3 GB)
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+test-newest: $(VISION)/.ready  ## run all tests with the newest versions that they were tried with
+	$(VISION)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --group test \
+		--editable '.[frame,plot,report]'
 	@touch $@
 
 test-cuda: $(READY)  ## run the tests that need a GPU, with the torch that is installed for it

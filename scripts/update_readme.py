@@ -1,4 +1,4 @@
-"""Put the figure and the tables of the MNIST study into the README and docs/study.md.
+"""Put the figures and the tables of the MNIST study into the README and docs/study.md.
 
     python scripts/update_readme.py STUDY_FOLDER
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from overview import draw_overview
 from pages import ROOT, put_table
 
 from retrainscope.saving import load_json
@@ -22,7 +23,9 @@ def main(folder):
     images.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "needs.png", images / "needs.png")
     paths = sorted((folder / "seeds").glob("seed-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
-    made = tables([load_json(SeedResult, path) for path in paths])
+    results = [load_json(SeedResult, path) for path in paths]
+    draw_overview(results, images / "overview.png")
+    made = tables(results)
     put_table(ROOT / "README.md", "check", made["check"].header, made["check"].rows)
     for name in ("check", "claims", "spread", "inversion", "decoding", "verdict", "needs", "sweep"):
         put_table(ROOT / "docs" / "study.md", name, made[name].header, made[name].rows)
