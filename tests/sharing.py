@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers import unchanged
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
@@ -24,6 +25,7 @@ X, Y = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(0)), to
 X += 0.3 * Y[:, None, None, None]
 KNOWN, UNKNOWN = (X[:83], Y[:83]), (-X[83:], Y[83:])
 ERROR = ZeroDivisionError("of the model")
+DESCENT: dict[str, Any] = {"max_iter": 5, "samples_per_class": 7, "batch_size": 8}
 OPTIONS: dict[str, Any] = {"random_state": 0, "batch_size": 16}
 
 
@@ -143,7 +145,22 @@ def untouched() -> list[Any]:
     return [same and np.array_equal(numpy_state, np.random.get_state()[1])]  # noqa: NPY002
 
 
-EARLIER = criteria.RelativeGradientNorm(network(), **OPTIONS)
+def scores(estimator: Any, known: Any = KNOWN, unknown: Any = UNKNOWN, **options: Any) -> list[Any]:
+    """Return what an estimator finds; its model stays what it was."""
+    net = network()
+    with unchanged(net):
+        found = estimator(net, **{**OPTIONS, **options}).fit(known).score_layers(unknown)
+    return [found.values, found.interval, found.per_class, found.unknown, found.known_classes, found.n_samples]
+
+
+def similarity() -> list[Any]:
+    """Return how alike two networks are."""
+    other = network()
+    with torch.no_grad():
+        other[0].weight += 0.1
+    found = criteria.compare_layers(network(), other, UNKNOWN, batch_size=16)
+    return [found.values, found.n_samples, found.n_batches]
+
 
 SAME: dict[str, Callable[[], list[Any]]] = {
     "spread": lambda: spread(KNOWN, UNKNOWN),
@@ -158,6 +175,18 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "synchronised": synchronised,
     "without forecast": without_forecast,
     "untouched": untouched,
+    "inverter": lambda: scores(rs.GradientInverter, **DESCENT),
+    "inverter without labels": lambda: scores(rs.GradientInverter, X[:83], X[83:], **DESCENT),
+    "inverter on a stream": lambda: scores(rs.GradientInverter, stream(KNOWN), stream(UNKNOWN), **DESCENT),
+    "features": lambda: scores(criteria.HScore, samples_per_class=20),
+    "features of one batch": lambda: scores(criteria.LogME, batch_size=256),
+    "probe": lambda: scores(criteria.KNNProbe),
+    "norms of gradients": lambda: scores(criteria.RelativeGradientNorm, samples_per_class=20),
+    "norms of gradients on a stream": lambda: scores(criteria.RelativeGradientNorm, stream(KNOWN), stream(UNKNOWN)),
+    "noise of gradients": lambda: scores(criteria.GradientSignalToNoise, samples_per_class=20),
+    "fisher on one batch": lambda: scores(criteria.EmpiricalFisher, batch_size=256),
+    "spectra": lambda: scores(criteria.SpectrumSNR),
+    "similarity": similarity,
 }
 
 
@@ -213,16 +242,6 @@ def drawn_seed() -> list[Any]:
     return advice(KNOWN, UNKNOWN, random_state=None)
 
 
-def scored_later() -> Any:
-    """Score with an estimator that was fitted before there were several processes."""
-    return EARLIER.score_layers(UNKNOWN)
-
-
-def fitted(estimator: Any) -> Any:
-    """Fit an estimator."""
-    return estimator(network()).fit(KNOWN)
-
-
 TOLD: dict[str, Callable[[], Any]] = {
     "weights": other_weights,
     "statistics": other_statistics,
@@ -238,11 +257,6 @@ TOLD: dict[str, Callable[[], Any]] = {
     "data fails": lambda: spread(Broken(), UNKNOWN),
     "parameter fails": lambda: spread(KNOWN, UNKNOWN, batch_size=unlike(1, 0, 16)),
     "apart": lambda: unlike(1, advice, spread)(KNOWN, UNKNOWN),
-    "decoders": lambda: fitted(rs.LayerDecoderProbe),
-    "inverter": lambda: fitted(rs.GradientInverter),
-    "criterion": lambda: fitted(criteria.RelativeGradientNorm),
-    "later": scored_later,
-    "given": lambda: rs.recommend_layers(net := network(), KNOWN, UNKNOWN, estimators=[rs.GradientInverter(net)]),
     "sweep": lambda: rs.sweep_layers(network(), KNOWN, UNKNOWN),
     "trial": lambda: advice(KNOWN, UNKNOWN, trial={}),
     "checkpoint": lambda: advice(KNOWN, UNKNOWN, checkpoint="nowhere"),
@@ -267,8 +281,6 @@ def outcomes(checks: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
 def main(folder: Path, number: int, n: int, *, told: bool) -> None:
     """Be one process of n; write down what came of every check."""
     torch.set_num_threads(1)
-    if told:
-        EARLIER.fit(KNOWN)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group-{n}", rank=number, world_size=n)
     found = dict(outcomes(SAME | (TOLD if told else {})))
     torch.save(found, folder / f"{n}-{number}.pt")

@@ -57,7 +57,7 @@ def test_the_result_is_that_of_one_process(found: Found, name: str, n: int) -> N
         assert not isinstance(mine[name], tuple), mine[name]
         for got, one in zip(mine[name], expected, strict=True):
             if isinstance(one, np.ndarray):
-                np.testing.assert_allclose(got, one, rtol=1e-6, atol=1e-6)
+                np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-5)
             else:
                 assert got == one
 
@@ -132,11 +132,6 @@ def test_a_process_that_is_killed_ends_the_call(found: Found) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("decoders", "LayerDecoderProbe does not work in several processes"),
-        ("inverter", "GradientInverter does not"),
-        ("criterion", "RelativeGradientNorm does not"),
-        ("later", "RelativeGradientNorm does not"),
-        ("given", "GradientInverter does not"),
         ("sweep", "sweep_layers does not"),
         ("trial", "trial= does not"),
         ("checkpoint", "checkpoint= does not"),

@@ -9,15 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import (
-    LayerEstimator,
-    check_class_counts,
-    check_inputs_vary,
-    reference_inputs,
-    score_errors,
-)
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Inputs, Label
 from retrainscope.checks import check_number
+from retrainscope.comparing import check_class_counts, score_errors
 from retrainscope.control import untrained_copy
 from retrainscope.decoders import Standardise, build_decoder, is_per_token
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
@@ -26,6 +21,7 @@ from retrainscope.memory import memory_needed
 from retrainscope.moments import ClassMoments, GroupCounter, RunningMoments
 from retrainscope.padding import joined_tokens, layer_mask, tokens_second
 from retrainscope.progress import progress_bar
+from retrainscope.reference import check_inputs_vary, reference_inputs
 from retrainscope.scores import LayerScores
 from retrainscope.tracing import run_layers
 

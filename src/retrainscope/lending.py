@@ -3,16 +3,28 @@
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
 
-__all__ = ["borrow", "copy_model", "model_place", "random_from", "start_random"]
+__all__ = ["autograd_on", "borrow", "copy_model", "model_place", "random_from", "seed_of", "start_random"]
+
+
+@contextmanager
+def autograd_on() -> Iterator[None]:
+    """Let gradients be had, in full precision, whatever context the caller is in; this ends `torch.no_grad` as well."""
+    with ExitStack() as opened:
+        opened.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda", "mps"):
+            if kind == "cpu" or torch.is_autocast_enabled(kind):
+                opened.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextmanager
@@ -87,6 +99,13 @@ def start_random(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 -- the global state is what is drawn from
     torch.manual_seed(seed)
+
+
+def seed_of(random_state: int | np.random.RandomState | None) -> int:
+    """Draw a seed; without a random state from fresh entropy, as numpy's global state is not ours to move."""
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**31))
+    return int(check_random_state(random_state).randint(2**31))
 
 
 def copy_model(model: nn.Module) -> nn.Module:

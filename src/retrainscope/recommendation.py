@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrainscope.advice import Recommendation
-from retrainscope.base import LayerEstimator, check_same_shape
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
 from retrainscope.checkpoints import CheckpointError, check_integer, fingerprint, name_of, read_trials
 from retrainscope.checks import check_number
@@ -27,6 +27,7 @@ from retrainscope.lending import borrow, model_place
 from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
 from retrainscope.policies import ALL, NONE
 from retrainscope.processes import agree, check_alone, from_first, gather, in_step
+from retrainscope.reference import check_same_shape
 from retrainscope.saving import to_plain
 from retrainscope.spread import ActivationSpread
 from retrainscope.sweep import sweep_layers
@@ -160,8 +161,6 @@ def recommend_layers(
                 "tolerance=, budget=, groups= and trial= are for the forecast. Leave them out with estimators=."
             )
         _check_estimators(estimators, model)
-        for estimator in estimators:
-            estimator.check_processes()
     kinds = None if estimators is None else [type(estimator).__name__ for estimator in estimators]
     decisive = {"estimators": kinds, "threshold": threshold, "tolerance": tolerance, "budget": limits}
     agree({name: repr(value) for name, value in decisive.items()})

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import autograd_on, check_same_shape, seed_of
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes, ordered_classes
 from retrainscope.checkpoints import Checkpoint, check_checkpoint, fingerprint, name_of
 from retrainscope.checks import check_device, check_number
@@ -29,11 +28,12 @@ from retrainscope.heads import (
     with_head,
 )
 from retrainscope.layers import Layers, layers_of
-from retrainscope.lending import borrow, copy_model, model_place, start_random
+from retrainscope.lending import autograd_on, borrow, copy_model, model_place, seed_of, start_random
 from retrainscope.memory import Halving, memory_needed
 from retrainscope.policies import policy_name, policy_sets
 from retrainscope.processes import check_alone
 from retrainscope.progress import progress_bar
+from retrainscope.reference import check_same_shape
 from retrainscope.trials import LayerSweep, Trial, summarise
 
 __all__ = ["sweep_layers"]

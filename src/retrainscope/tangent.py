@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Inputs, Label, ordered_classes
 from retrainscope.checks import check_number
+from retrainscope.comparing import N_RESAMPLES, check_class_counts
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.forecast import Forecast
 from retrainscope.gradient_features import gradient_features
