@@ -153,6 +153,13 @@ def scores(estimator: Any, known: Any = KNOWN, unknown: Any = UNKNOWN, **options
     return [found.values, found.interval, found.per_class, found.unknown, found.known_classes, found.n_samples]
 
 
+def decoders(known: Any, unknown: Any, **options: Any) -> list[Any]:
+    """Return what decoders find, and the weights of one."""
+    probe = rs.LayerDecoderProbe(network(), **{**OPTIONS, "max_epochs": 2, **options}).fit(known)
+    found, last = probe.score_layers(unknown), probe.decoders_["control"][0].state_dict()
+    return [found.values, found.interval, probe.losses_, *(value.numpy() for value in last.values())]
+
+
 def similarity() -> list[Any]:
     """Return how alike two networks are."""
     other = network()
@@ -178,6 +185,9 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "inverter": lambda: scores(rs.GradientInverter, **DESCENT),
     "inverter without labels": lambda: scores(rs.GradientInverter, X[:83], X[83:], **DESCENT),
     "inverter on a stream": lambda: scores(rs.GradientInverter, stream(KNOWN), stream(UNKNOWN), **DESCENT),
+    "decoders": lambda: decoders(KNOWN, UNKNOWN),
+    "decoders on a stream": lambda: decoders(stream(KNOWN), stream(UNKNOWN)),
+    "decoders of one layer": lambda: decoders(KNOWN, UNKNOWN, layers=["0"], batch_size=256),
     "features": lambda: scores(criteria.HScore, samples_per_class=20),
     "features of one batch": lambda: scores(criteria.LogME, batch_size=256),
     "probe": lambda: scores(criteria.KNNProbe),

@@ -56,9 +56,8 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     # Where nothing is said of the known data, it is measured again; a subclass that leaves more has to say so.
     _known_kinds: ClassVar[dict[str, Any]] = {}
     _unknown_kinds: ClassVar[dict[str, Any]] = {}
-    # Whether `_measure_known` and `_score` divide their work among processes (`retrainscope.shares`, `in_turns`). Else
-    # each process does it all, on all of the data, and no loader may bring it a share alone.
-    _shares_work: ClassVar[bool] = False
+    # Whether a process may have a share of the data alone, as a DistributedSampler deals it; else each gets all of it.
+    _takes_shares: ClassVar[bool] = False
     _parts: Parts = NOTHING_KEPT  # of a run with a checkpoint, for as long as that lasts
 
     def __sklearn_clone__(self) -> Self:
@@ -209,7 +208,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         own = ("model", "device", "random_state", "progress")  # what may be another, or is compared elsewhere
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in own}
         check_same({"the estimator": type(self).__name__, **settings}, self.model, batches)
-        return batches if self._shares_work else everywhere(batches)
+        return batches if self._takes_shares else everywhere(batches)
 
     def _batches(self, data: Any, name: str, seed: int) -> Batches:
         _, dtype = model_place(self.model)

@@ -99,7 +99,7 @@ class GradientInverter(LayerEstimator):
     torch.Size([3, 4])
     """
 
-    _shares_work: ClassVar[bool] = True
+    _takes_shares: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {
         "input_space_": InputSpace,
         "known_errors_": ClassMoments,

@@ -107,7 +107,7 @@ class ActivationSpread(LayerEstimator):
     ('0',)
     """
 
-    _shares_work: ClassVar[bool] = True
+    _takes_shares: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {"moments_": dict[str, ClassMoments], "_n_features": int}
     _unknown_kinds: ClassVar[dict[str, Any]] = {"neighbours_": dict[str, dict[Label, Label]]}
 

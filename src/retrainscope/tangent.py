@@ -122,7 +122,7 @@ class TangentProbe(LayerEstimator):
     ('none', 'head', 'all')
     """
 
-    _shares_work: ClassVar[bool] = True
+    _takes_shares: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {
         "_n_outputs": int,
         "_n_known": int,

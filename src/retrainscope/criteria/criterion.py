@@ -92,7 +92,7 @@ class FeatureCriterion(LayerEstimator):
         Features of known samples by layer; under ``""`` those of the input.
     """
 
-    _shares_work: ClassVar[bool] = True
+    _takes_shares: ClassVar[bool] = True
     _measure: ClassVar[str]
     _unit: ClassVar[str]
     _in_nats: ClassVar[bool] = False

@@ -137,7 +137,7 @@ class GradientCriterion(LayerEstimator):
     head as given. If every unknown class is a known one, the known data is measured on those classes alone.
     """
 
-    _shares_work: ClassVar[bool] = True
+    _takes_shares: ClassVar[bool] = True
     _measure: ClassVar[str]
     _unit: ClassVar[str]
 

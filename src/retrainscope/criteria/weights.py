@@ -111,7 +111,7 @@ class SpectrumSNR(LayerEstimator):
     (('0', '1', '2'), 1)
     """
 
-    _shares_work: ClassVar[bool] = True
+    _takes_shares: ClassVar[bool] = True
 
     def __init__(
         self,
