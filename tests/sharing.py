@@ -1,8 +1,10 @@
 """What a group of processes does for the tests: run as a script, one process of many, or imported, the only one."""
 
+import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
@@ -18,13 +20,14 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import retrainscope as rs
-from retrainscope import criteria
+from retrainscope import criteria, parts
 from retrainscope.processes import rank
 
 X, Y = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(150) % 3
 X += 0.3 * Y[:, None, None, None]
 KNOWN, UNKNOWN = (X[:83], Y[:83]), (-X[83:], Y[83:])
 ERROR = ZeroDivisionError("of the model")
+FOLDER = Path(tempfile.gettempdir())  # of checkpoints; set by whoever runs the checks
 DESCENT: dict[str, Any] = {"max_iter": 5, "samples_per_class": 7, "batch_size": 8}
 OPTIONS: dict[str, Any] = {"random_state": 0, "batch_size": 16}
 
@@ -160,6 +163,70 @@ def decoders(known: Any, unknown: Any, **options: Any) -> list[Any]:
     return [found.values, found.interval, probe.losses_, *(value.numpy() for value in last.values())]
 
 
+def swept(net: nn.Module | None = None, *, file: str | None = None, **options: Any) -> list[Any]:
+    """Return what retraining gives; of several calls with one file the last has nothing left to do."""
+    options = {"steps": 4, "learning_rates": (1e-2, 1e-3), "n_seeds": 1, "random_state": 0, **options}
+    path = None if file is None else FOLDER / file
+    net = network() if net is None else net
+    with unchanged(net):
+        found = rs.sweep_layers(net, KNOWN, UNKNOWN, checkpoint=path, **options)
+    seconds = found.seconds if file is not None else np.zeros(0)
+    return [
+        found.accuracy,
+        found.validation,
+        found.known_accuracy,
+        found.draws,
+        found.policies,
+        found.new_head,
+        seconds,
+    ]
+
+
+def swept_again() -> list[Any]:
+    """Return what a sweep gives that was stopped after some policies: the trials that are kept are not done again."""
+    few = swept(file="sweep.json", policies=[["0"]])
+    whole = swept(file="sweep.json")
+    again = swept(file="sweep.json")
+    np.testing.assert_array_equal(whole[-1], again[-1])
+    rows = [whole[4].index(policy) for policy in few[4]]
+    np.testing.assert_array_equal(whole[-1][rows], few[-1])
+    return whole[:-1]
+
+
+def advised(*, file: str | None = None, **options: Any) -> list[Any]:
+    """Return the advice as text, with what was tried out; with a folder the second call finds all there."""
+    options |= {"trial": {"steps": 4, "learning_rates": (1e-2,)}, **OPTIONS}
+    if file is not None:
+        options["checkpoint"] = FOLDER / file
+    texts = [str(rs.recommend_layers(network(), KNOWN, UNKNOWN, **options)) for _ in range(1 if file is None else 2)]
+    assert len(set(texts)) == 1
+    return [texts[0]]
+
+
+def kept(estimator: Any, **options: Any) -> list[Any]:
+    """Return the advice of an estimator whose parts are kept as often as can be, from a run that was broken off."""
+    net, folder = network(), FOLDER / estimator.__name__
+
+    def advice() -> list[Any]:
+        given = [estimator(net, **{**OPTIONS, **options})]
+        found = rs.recommend_layers(net, KNOWN, UNKNOWN, estimators=given, checkpoint=folder)
+        return [found.scores[0].values, found.scores[0].interval]
+
+    before = parts._SHARE, parts.Parts.clear
+    parts._SHARE, parts.Parts.clear = math.inf, lambda _: None  # type: ignore[assignment, method-assign]
+    try:
+        whole = advice()
+    finally:
+        parts._SHARE, parts.Parts.clear = before  # type: ignore[method-assign]
+    if rank() == 0:  # what is finished is lost, what was under way is there
+        for name in ("known", "unknown"):
+            (folder / f"0-{estimator.__name__}.{name}.bin").unlink(missing_ok=True)
+    again = advice()
+    for one, other in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    return whole
+
+
 def similarity() -> list[Any]:
     """Return how alike two networks are."""
     other = network()
@@ -188,6 +255,14 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "decoders": lambda: decoders(KNOWN, UNKNOWN),
     "decoders on a stream": lambda: decoders(stream(KNOWN), stream(UNKNOWN)),
     "decoders of one layer": lambda: decoders(KNOWN, UNKNOWN, layers=["0"], batch_size=256),
+    "sweep": swept,
+    "synchronised sweep": lambda: swept(nn.SyncBatchNorm.convert_sync_batchnorm(network())),
+    "sweep with a checkpoint": swept_again,
+    "trial": advised,
+    "trial with a checkpoint": lambda: advised(file="advice"),
+    "kept decoders": lambda: kept(rs.LayerDecoderProbe, max_epochs=3),
+    "kept inversions": lambda: kept(rs.GradientInverter, **DESCENT),
+    "kept criterion": lambda: kept(criteria.HScore),
     "features": lambda: scores(criteria.HScore, samples_per_class=20),
     "features of one batch": lambda: scores(criteria.LogME, batch_size=256),
     "probe": lambda: scores(criteria.KNNProbe),
@@ -267,9 +342,9 @@ TOLD: dict[str, Callable[[], Any]] = {
     "data fails": lambda: spread(Broken(), UNKNOWN),
     "parameter fails": lambda: spread(KNOWN, UNKNOWN, batch_size=unlike(1, 0, 16)),
     "apart": lambda: unlike(1, advice, spread)(KNOWN, UNKNOWN),
-    "sweep": lambda: rs.sweep_layers(network(), KNOWN, UNKNOWN),
-    "trial": lambda: advice(KNOWN, UNKNOWN, trial={}),
-    "checkpoint": lambda: advice(KNOWN, UNKNOWN, checkpoint="nowhere"),
+    "checkpoint": lambda: advice(KNOWN, UNKNOWN, checkpoint="no/where"),
+    "policies": lambda: swept(policies=[["0"]] if rank() else None),
+    "steps": lambda: swept(steps=4 + rank()),
     "wrapped": lambda: rs.ActivationSpread(nn.parallel.DistributedDataParallel(network())).fit(KNOWN),
     "pieces": in_pieces,
     "sampler": lambda: advice(sampled(KNOWN), sampled(UNKNOWN)),
@@ -290,6 +365,10 @@ def outcomes(checks: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
 
 def main(folder: Path, number: int, n: int, *, told: bool) -> None:
     """Be one process of n; write down what came of every check."""
+    global FOLDER
+    FOLDER = folder / f"checkpoints-{n}"
+    if number == 0:
+        FOLDER.mkdir()
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group-{n}", rank=number, world_size=n)
     found = dict(outcomes(SAME | (TOLD if told else {})))

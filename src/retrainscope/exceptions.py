@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CheckpointError",
     "DataUnavailableError",
     "InvalidDataError",
     "LayerNotFoundError",
@@ -12,6 +13,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemoryError",
     "OutputError",
+    "ProcessError",
     "ResultFormatError",
     "RetrainscopeError",
     "ReusedLayerError",
@@ -25,6 +27,10 @@ class RetrainscopeError(Exception):
 
 class InvalidDataError(RetrainscopeError, ValueError):
     """The known or unknown data cannot be measured as it was given."""
+
+
+class CheckpointError(InvalidDataError):
+    """A checkpoint is damaged, another run's, or cannot be written."""
 
 
 class NonFiniteError(InvalidDataError):
@@ -57,6 +63,10 @@ class ReusedLayerError(RetrainscopeError, RuntimeError):
 
 class UnsupportedModelError(RetrainscopeError, TypeError):
     """The model, or what one of its layers returns, cannot be measured."""
+
+
+class ProcessError(RetrainscopeError, RuntimeError):
+    """Another of several processes has failed, ended, or is not where this one is."""
 
 
 class MissingExtraError(RetrainscopeError, ImportError):

@@ -11,11 +11,10 @@ from torch import Tensor, distributed, nn
 
 from retrainscope import exceptions
 from retrainscope.checks import reason_of
-from retrainscope.exceptions import InvalidDataError, RetrainscopeError, UnsupportedModelError
+from retrainscope.exceptions import InvalidDataError, ProcessError, RetrainscopeError
 
 __all__ = [
     "agree",
-    "check_alone",
     "digest_of",
     "digests_of_model",
     "from_first",
@@ -41,15 +40,6 @@ def n_processes() -> int:
 def rank() -> int:
     """Return the number of this process, from 0."""
     return distributed.get_rank() if n_processes() > 1 else 0
-
-
-def check_alone(what: str) -> None:
-    """Refuse what cannot be shared among processes."""
-    if n_processes() > 1:
-        raise UnsupportedModelError(
-            f"{what} does not work in several processes yet. Run it in one: before torch.distributed's "
-            "init_process_group, or by a script of its own without torchrun."
-        )
 
 
 @contextmanager
@@ -170,7 +160,7 @@ def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
         distributed.all_gather_object(found, (what, mine, error), group=_group())
     except RuntimeError as lost:
         raise _told(
-            RetrainscopeError(
+            ProcessError(
                 f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside or ran "
                 "out of memory, or did not make the same call: see what it wrote last."
             )
@@ -179,12 +169,12 @@ def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
         if other is not None:
             kind: Any = getattr(exceptions, other[0], None)
             text = other[1] if kind else f"{other[0]}: {other[1]}"
-            raise _told((kind or RetrainscopeError)(f"Process {number} failed: {text}"))
+            raise _told((kind or ProcessError)(f"Process {number} failed: {text}"))
     places = [place for place, _, _ in found]
     if len(set(places)) > 1:
         told = ", ".join(f"process {number} is at {place!r}" for number, place in enumerate(places))
         raise _told(
-            RetrainscopeError(
+            ProcessError(
                 f"The processes have come apart: {told}. Make the same calls with the same data in every process."
             )
         )

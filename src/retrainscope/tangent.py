@@ -349,14 +349,9 @@ class TangentProbe(LayerEstimator):
         parts = self._parts.under("unknown")
 
         def kernel(numbered: tuple[int, tuple[str, ...]]) -> Floats | None:
-            number, names = numbered
-            norms = running_norms(model, (buffer for name in names for buffer in self.layers_.buffers[name]))
+            norms = running_norms(model, (buffer for name in numbered[1] for buffer in self.layers_.buffers[name]))
             if not norms:
                 return None
-            kept = parts.get(f"head-{number}")
-            if kept is not None:
-                found: Floats = kept.numpy()
-                return found
             start_random(self._seed)
             with (
                 memory_needed("in renewing batch statistics", batches.batch_size),
@@ -364,11 +359,20 @@ class TangentProbe(LayerEstimator):
             ):
                 renewed = _head_kernel(self._features(model, batches)[0])
             renewed *= np.trace(frozen) / np.trace(renewed)
-            if parts.due():
-                parts.put(f"head-{number}", torch.from_numpy(renewed))
             return renewed
 
-        for renewed in in_turns("the head's kernels", enumerate(sets), kernel):
+        # What is kept is all told before, as processes do not tell each other at work.
+        numbered = [*enumerate(sets)]
+        kept = {number: parts.get(f"head-{number}") for number, _ in numbered}
+        left = [one for one in numbered if kept[one[0]] is None]
+        found = in_turns("the head's kernels", left, kernel)
+        for number, _ in numbered:
+            if kept[number] is not None:
+                yield kept[number].numpy()
+                continue
+            renewed = next(found)
+            if renewed is not None and parts.due():
+                parts.put(f"head-{number}", torch.from_numpy(renewed))
             yield frozen if renewed is None else renewed
 
     def _forecast(self, predicted: "_Predicted", as_is: NDArray[np.bool_] | None) -> Forecast:
