@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
+from datetime import timedelta
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import retrainscope as rs
-from retrainscope import criteria, parts
+from retrainscope import criteria, parts, processes
 from retrainscope.processes import rank
 
 X, Y = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(150) % 3
@@ -84,11 +85,15 @@ def stream(data: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
     return [(data[0][a:b], data[1][a:b]) for a, b in pairwise(cuts)]
 
 
-def sampled(data: tuple[Tensor, Tensor]) -> DataLoader[Any]:
-    """Return a loader that brings this process its share; the data itself where there is but one."""
-    whole = TensorDataset(data[0][:60], data[1][:60])
-    sampler = DistributedSampler(whole, shuffle=False) if distributed.is_initialized() else None
-    return DataLoader(whole, batch_size=8, sampler=sampler)
+def sampled(data: tuple[Tensor, Tensor], **options: Any) -> Any:
+    """Return a loader that brings this process its share; the data itself where there is but one.
+
+    The samples are not a multiple of the processes, and the sampler repeats some.
+    """
+    whole = TensorDataset(data[0][:61], data[1][:61])
+    if not distributed.is_initialized():
+        return whole
+    return DataLoader(whole, batch_size=8, sampler=DistributedSampler(whole, shuffle=False, **options))
 
 
 def spread(known: Any, unknown: Any, **options: Any) -> list[Any]:
@@ -163,13 +168,15 @@ def decoders(known: Any, unknown: Any, **options: Any) -> list[Any]:
     return [found.values, found.interval, probe.losses_, *(value.numpy() for value in last.values())]
 
 
-def swept(net: nn.Module | None = None, *, file: str | None = None, **options: Any) -> list[Any]:
+def swept(
+    net: nn.Module | None = None, *, file: str | None = None, data: tuple[Any, Any] = (KNOWN, UNKNOWN), **options: Any
+) -> list[Any]:
     """Return what retraining gives; of several calls with one file the last has nothing left to do."""
     options = {"steps": 4, "learning_rates": (1e-2, 1e-3), "n_seeds": 1, "random_state": 0, **options}
     path = None if file is None else FOLDER / file
     net = network() if net is None else net
     with unchanged(net):
-        found = rs.sweep_layers(net, KNOWN, UNKNOWN, checkpoint=path, **options)
+        found = rs.sweep_layers(net, *data, checkpoint=path, **options)
     seconds = found.seconds if file is not None else np.zeros(0)
     return [
         found.accuracy,
@@ -263,6 +270,12 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "kept decoders": lambda: kept(rs.LayerDecoderProbe, max_epochs=3),
     "kept inversions": lambda: kept(rs.GradientInverter, **DESCENT),
     "kept criterion": lambda: kept(criteria.HScore),
+    "spread by a sampler": lambda: scores(rs.ActivationSpread, sampled(KNOWN), sampled(UNKNOWN))[:6:5],
+    "inverter by a sampler": lambda: scores(rs.GradientInverter, sampled(KNOWN), sampled(UNKNOWN), **DESCENT)[5:],
+    "features by a sampler": lambda: scores(criteria.HScore, sampled(KNOWN), sampled(UNKNOWN))[4:],
+    "decoders by a sampler": lambda: decoders(sampled(KNOWN), sampled(UNKNOWN), batch_size=8),
+    "gradients by a sampler": lambda: scores(criteria.EmpiricalFisher, sampled(KNOWN), sampled(UNKNOWN)),
+    "sweep by a sampler": lambda: swept(data=(sampled(KNOWN), sampled(UNKNOWN))),
     "features": lambda: scores(criteria.HScore, samples_per_class=20),
     "features of one batch": lambda: scores(criteria.LogME, batch_size=256),
     "probe": lambda: scores(criteria.KNNProbe),
@@ -315,6 +328,19 @@ def run_out() -> None:
     raise ERROR
 
 
+def alone() -> Any:
+    """Make a call in process 0 alone, with little patience; the others come later."""
+    if rank():
+        time.sleep(5)
+        return None
+    before, processes._PATIENCE = processes._PATIENCE, timedelta(seconds=2)
+    try:
+        return spread(KNOWN, UNKNOWN)
+    finally:
+        processes._PATIENCE = before
+        time.sleep(1)
+
+
 def bars() -> str:
     """Return what is written of progress."""
     with redirect_stderr(StringIO()) as written:
@@ -348,8 +374,11 @@ TOLD: dict[str, Callable[[], Any]] = {
     "wrapped": lambda: rs.ActivationSpread(nn.parallel.DistributedDataParallel(network())).fit(KNOWN),
     "pieces": in_pieces,
     "sampler": lambda: advice(sampled(KNOWN), sampled(UNKNOWN)),
-    "sampler and groups": lambda: advice(sampled(KNOWN), sampled(UNKNOWN), groups=[*range(60)]),
+    "sampler and groups": lambda: advice(sampled(KNOWN), sampled(UNKNOWN), groups=[*range(61)]),
     "seed": drawn_seed,
+    "alone": alone,
+    "together again": lambda: spread(KNOWN, UNKNOWN),
+    "another's sampler": lambda: spread(sampled(KNOWN, rank=0), UNKNOWN),
     "bars": bars,
 }
 
@@ -375,7 +404,7 @@ def main(folder: Path, number: int, n: int, *, told: bool) -> None:
     torch.save(found, folder / f"{n}-{number}.pt")
     killed = {"killed": lambda: failing(lambda: os.kill(os.getpid(), signal.SIGKILL))}
     began = time.monotonic()
-    found |= dict(outcomes(killed)) if told else {}
+    found |= dict(outcomes(killed))
     found["seconds"] = time.monotonic() - began
     torch.save(found, folder / f"{n}-{number}.pt")
     sys.stdout.flush()

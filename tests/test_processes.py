@@ -38,7 +38,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
                 process.kill()
                 process.wait()
         for number, error in enumerate(errors):
-            assert group[number].returncode == (-9 if (n, number) == (2, 1) else 0), error
+            assert group[number].returncode == (-9 if number == 1 else 0), error
             results[n].append(torch.load(folder / f"{n}-{number}.pt", weights_only=False))
     return results
 
@@ -127,10 +127,23 @@ def test_different_calls_are_told(found: Found) -> None:
 
 
 def test_a_process_that_is_killed_ends_the_call(found: Found) -> None:
-    """The other one raises an error and tells what has likely happened."""
-    _check(found[2][0]["killed"], ProcessError, "lost touch .* ended from outside")
-    assert found[2][0]["seconds"] < 60
+    """All others raise an error that tells what has likely happened, also those not next to it, while all live on."""
+    for one in (found[2][0], found[3][0], found[3][2]):
+        _check(one["killed"], ProcessError, "lost touch .* ended from outside")
+        assert one["seconds"] < 60
     assert "killed" not in found[2][1]
+
+
+def test_a_call_in_one_process_alone_is_told(found: Found) -> None:
+    """It waits for the others, not for long, and says which are missing; then all can meet again."""
+    _check(found[2][0]["alone"], ProcessError, "waited for 2 seconds, and process 1 has not made the same call")
+    for one in found[2]:
+        np.testing.assert_array_equal(one["together again"][0], found[2][0]["spread"][0])
+
+
+def test_a_sampler_of_another_process_is_refused(found: Found) -> None:
+    """One that deals each process the same share is no share."""
+    _check(found[2][1]["another's sampler"], InvalidDataError, "is for process 0 of 2, and this is process 1 of 2")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -28,7 +29,13 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 
+_PATIENCE = timedelta(minutes=1)  # with processes that have not made the call
+_LONGEST = timedelta(
+    days=1
+)  # that one may take for its part, such as a trial of a sweep; one that ends is missed at once
+
 _depth = 0  # of `in_step`
+_meetings = 0
 _made: tuple[Any, Any] | None = None  # the group of all processes, and ours of the same for tensors on the CPU
 
 
@@ -48,11 +55,18 @@ def in_step() -> Iterator[None]:
 
     One that fails tells the others the next time that they `gather`, at the latest when they are done with the
     context. They raise an error of the same kind if it is one of this library's, which names the process that failed.
+
+    Raises
+    ------
+    ProcessError
+        If another process does not come here within a minute, fails with an error of others, or is lost.
     """
     global _depth
     if n_processes() == 1:
         yield
         return
+    if _depth == 0:
+        _meet()
     _depth += 1
     try:
         yield
@@ -159,10 +173,11 @@ def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
     try:
         distributed.all_gather_object(found, (what, mine, error), group=_group())
     except RuntimeError as lost:
+        _leave()
         raise _told(
             ProcessError(
                 f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside or ran "
-                "out of memory, or did not make the same call: see what it wrote last."
+                "out of memory: see what it wrote last."
             )
         ) from lost
     for number, (_, _, other) in enumerate(found):
@@ -187,10 +202,39 @@ def _told(error: RetrainscopeError) -> RetrainscopeError:
     return error
 
 
+def _meet() -> None:
+    """Wait for the other processes, where nobody would wait for long in vain."""
+    global _meetings
+    store = distributed.distributed_c10d._get_default_store()
+    names = [f"retrainscope/{_meetings}/{number}" for number in range(n_processes())]
+    try:
+        store.set(names[rank()], "here")
+        store.wait(names, _PATIENCE)
+    except RuntimeError as late:
+        missing = [str(number) for number, name in enumerate(names) if not store.check([name])]
+        store.delete_key(names[rank()])  # so that they can meet another time
+        raise ProcessError(
+            f"Process {rank()} has waited for {_PATIENCE.total_seconds():.0f} seconds, and process "
+            f"{', '.join(missing) or 'another'} has not made the same call. Make it in all processes, not under `if "
+            "rank == 0`; where some of them take longer to get there, let all wait at a torch.distributed.barrier()."
+        ) from late
+    if _meetings:
+        store.delete_key(f"retrainscope/{_meetings - 1}/{rank()}")  # which all have left
+    _meetings += 1
+
+
 def _group() -> Any:
     """Return a group of all processes that takes tensors on the CPU, made once: the user's may be NCCL's."""
     global _made
     world = distributed.group.WORLD
     if _made is None or _made[0] is not world:
-        _made = world, distributed.new_group(backend="gloo")
+        _made = world, distributed.new_group(backend="gloo", timeout=_LONGEST)
     return _made[1]
+
+
+def _leave() -> None:
+    """Close the connections to the others, so that those who wait for this process learn that one is lost."""
+    global _made
+    if _made is not None:
+        group, _made = _made[1], None
+        distributed.destroy_process_group(group)
