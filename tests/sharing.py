@@ -27,6 +27,8 @@ from retrainscope.processes import rank
 X, Y = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(150) % 3
 X += 0.3 * Y[:, None, None, None]
 KNOWN, UNKNOWN = (X[:83], Y[:83]), (-X[83:], Y[83:])
+INFINITE = X[:83].clone()  # in what is made of one sample
+INFINITE[20] = 3e38
 ERROR = ZeroDivisionError("of the model")
 FOLDER = Path(tempfile.gettempdir())  # of checkpoints; set by whoever runs the checks
 DESCENT: dict[str, Any] = {"max_iter": 5, "samples_per_class": 7, "batch_size": 8}
@@ -168,6 +170,40 @@ def decoders(known: Any, unknown: Any, **options: Any) -> list[Any]:
     return [found.values, found.interval, probe.losses_, *(value.numpy() for value in last.values())]
 
 
+def in_pieces(estimator: Any = rs.ActivationSpread, known: Any = KNOWN, **options: Any) -> list[Any]:
+    """Return what comes of a model that ``fully_shard`` has split among the processes; it stays split, and trains."""
+    net = network()
+    if distributed.is_initialized():
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),))
+        for module in (net[0], net[3], net):
+            fully_shard(module, mesh=mesh)
+    before = {name: (id(p), local(p)) for name, p in net.named_parameters()}
+    try:
+        if estimator is rs.recommend_layers:
+            found = estimator(net, known, X[83:], **OPTIONS)
+            result = [str(found), found.notes, found.scores[0].values]
+        else:
+            fitted = estimator(net, **{**OPTIONS, **options}).fit(known)
+            result = [fitted.score_layers(UNKNOWN).values]
+    finally:
+        after = {name: (id(p), local(p)) for name, p in net.named_parameters()}
+        assert before.keys() == after.keys()
+        for name, (identity, content) in before.items():
+            assert after[name][0] == identity
+            np.testing.assert_array_equal(after[name][1], content)
+        net(X[:4]).sum().backward()
+        assert net[3].weight.grad is not None
+    return result
+
+
+def local(parameter: Tensor) -> Any:
+    """Return the piece of a parameter that this process has."""
+    piece = getattr(parameter, "to_local", lambda: parameter)()
+    return piece.detach().numpy().copy()
+
+
 def swept(
     net: nn.Module | None = None, *, file: str | None = None, data: tuple[Any, Any] = (KNOWN, UNKNOWN), **options: Any
 ) -> list[Any]:
@@ -285,6 +321,10 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "fisher on one batch": lambda: scores(criteria.EmpiricalFisher, batch_size=256),
     "spectra": lambda: scores(criteria.SpectrumSNR),
     "similarity": similarity,
+    "in pieces": in_pieces,
+    "one batch in pieces": lambda: in_pieces(batch_size=256),
+    "features in pieces": lambda: in_pieces(criteria.HScore, samples_per_class=20),
+    "advice in pieces": lambda: in_pieces(rs.recommend_layers, X[:83]),
 }
 
 
@@ -307,15 +347,6 @@ def other_statistics() -> Any:
     with torch.no_grad():
         net[1].running_mean += rank()
     return rs.recommend_layers(net, KNOWN, UNKNOWN, **OPTIONS)
-
-
-def in_pieces() -> Any:
-    """Measure a model whose parameters are split."""
-    from torch.distributed.fsdp import fully_shard
-
-    net = network()
-    fully_shard(net, mesh=distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),)))
-    return rs.ActivationSpread(net, **OPTIONS).fit(KNOWN)
 
 
 def failing(do: Callable[[], object]) -> Any:
@@ -372,7 +403,10 @@ TOLD: dict[str, Callable[[], Any]] = {
     "policies": lambda: swept(policies=[["0"]] if rank() else None),
     "steps": lambda: swept(steps=4 + rank()),
     "wrapped": lambda: rs.ActivationSpread(nn.parallel.DistributedDataParallel(network())).fit(KNOWN),
-    "pieces": in_pieces,
+    "decoders in pieces": lambda: in_pieces(rs.LayerDecoderProbe),
+    "gradients in pieces": lambda: in_pieces(criteria.EmpiricalFisher),
+    "pieces elsewhere": lambda: in_pieces(device="cpu"),
+    "infinity in pieces": lambda: in_pieces(known=(INFINITE, Y[:83])),
     "sampler": lambda: advice(sampled(KNOWN), sampled(UNKNOWN)),
     "sampler and groups": lambda: advice(sampled(KNOWN), sampled(UNKNOWN), groups=[*range(61)]),
     "seed": drawn_seed,

@@ -11,7 +11,7 @@ import pytest
 import sharing
 import torch
 
-from retrainscope.exceptions import InvalidDataError, ProcessError, UnsupportedModelError
+from retrainscope.exceptions import InvalidDataError, NonFiniteError, ProcessError, UnsupportedModelError
 from retrainscope.processes import gather, n_processes, rank
 
 Found = dict[int, list[dict[str, Any]]]
@@ -110,6 +110,7 @@ def test_what_differs_is_named_in_all_processes(found: Found, name: str, words: 
         ("data fails", 0, KeyError, ProcessError),
         ("parameter fails", 1, InvalidDataError, InvalidDataError),
         ("checkpoint", 0, InvalidDataError, InvalidDataError),
+        ("infinity in pieces", 1, NonFiniteError, NonFiniteError),
     ],
 )
 def test_nobody_waits_for_a_process_that_fails(
@@ -150,7 +151,9 @@ def test_a_sampler_of_another_process_is_refused(found: Found) -> None:
     ("name", "words"),
     [
         ("wrapped", "model.module"),
-        ("pieces", "full_state_dict"),
+        ("decoders in pieces", "full_state_dict"),
+        ("gradients in pieces", "full_state_dict"),
+        ("pieces elsewhere", "without device="),
     ],
 )
 def test_what_cannot_be_shared_is_refused(found: Found, name: str, words: str) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -22,8 +22,9 @@ from retrainscope.processes import agree, from_first, in_step, n_processes
 from retrainscope.reference import check_same_shape, input_axes
 from retrainscope.saving import from_plain, to_plain
 from retrainscope.scores import LayerScores
+from retrainscope.sharding import is_sharded
 from retrainscope.shares import check_same, everywhere, same_seed
-from retrainscope.tracing import check_calls
+from retrainscope.tracing import call_model, check_calls
 
 __all__ = ["LayerEstimator"]
 
@@ -58,6 +59,8 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     _unknown_kinds: ClassVar[dict[str, Any]] = {}
     # Whether a process may have a share of the data alone, as a DistributedSampler deals it; else each gets all of it.
     _takes_shares: ClassVar[bool] = False
+    # Whether models of `fully_shard` can be measured: all processes then run the model equally often, and never back.
+    _takes_pieces: ClassVar[bool] = False
     _parts: Parts = NOTHING_KEPT  # of a run with a checkpoint, for as long as that lasts
 
     def __sklearn_clone__(self) -> Self:
@@ -86,7 +89,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             check_calls(self.calls)
             seed = same_seed(self.random_state)
             batches = self._batches(known, "known", seed)
-            with autograd_on(), borrow(self.model, device=self.device, seed=seed) as model:
+            with autograd_on(), self._borrowed(seed) as model:
                 self._fit(model, self._agreed(batches), seed)
         return self
 
@@ -144,7 +147,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         with in_step():
             check_is_fitted(self, "layers_")
             batches = self._batches(unknown, "unknown", self._seed)
-            with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
+            with autograd_on(), self._borrowed(self._seed) as model:
                 batches = self._agreed(batches)
                 check_same_shape(self._input_shapes, batches.first())
                 yield model, batches, np.random.default_rng(self._seed)
@@ -157,7 +160,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             if layer not in self.layers_.names:
                 raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
         batches = self._batches(X, "given", self._seed)
-        with autograd_on(), borrow(self.model, device=self.device, seed=self._seed) as model:
+        with autograd_on(), self._borrowed(self._seed) as model:
             check_same_shape(self._input_shapes, batches.first(), name="given")
             yield model, batches
 
@@ -209,6 +212,15 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in own}
         check_same({"the estimator": type(self).__name__, **settings}, self.model, batches)
         return batches if self._takes_shares else everywhere(batches)
+
+    def _borrowed(self, seed: int) -> AbstractContextManager[nn.Module]:
+        return borrow(self.model, device=self.device, seed=seed, in_pieces=self._takes_pieces)
+
+    def _keep_pace(self, model: nn.Module, batches: Batches) -> None:
+        """Run a model in pieces where only other processes have a batch left, as they cannot without this one."""
+        if is_sharded(model):
+            with torch.no_grad():
+                call_model(model, batches.first().inputs)
 
     def _batches(self, data: Any, name: str, seed: int) -> Batches:
         _, dtype = model_place(self.model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
+from retrainscope.sharding import check_pieces, reshard
 
 __all__ = ["autograd_on", "borrow", "copy_model", "model_place", "random_from", "seed_of", "start_random"]
 
@@ -28,7 +29,9 @@ def autograd_on() -> Iterator[None]:
 
 
 @contextmanager
-def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: int = 0) -> Iterator[nn.Module]:
+def borrow(
+    model: nn.Module, *, device: str | torch.device | None = None, seed: int = 0, in_pieces: bool = False
+) -> Iterator[nn.Module]:
     """Lend a model for measuring and give it back bit for bit, on every path.
 
     Inside, every module is in evaluation mode and the global random generators of torch, numpy and Python
@@ -44,6 +47,8 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
         Where to measure. A model that lies elsewhere is not moved: a copy of it is lent; so of one whose parameters
         were made in inference mode.
     seed : int
+    in_pieces : bool
+        Whether a model of ``fully_shard`` may be lent, which all processes have to run equally often, to its end.
 
     Yields
     ------
@@ -53,10 +58,12 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
     Raises
     ------
     UnsupportedModelError
-        If the model has no parameters, has lazy ones that do not exist yet, or lies on several devices.
+        If the model has no parameters, has lazy ones that do not exist yet, lies on several devices, or is in pieces.
     """
     home, _ = model_place(model)
-    _check_whole(model)  # only for what measures: in pieces it can be frozen and trained
+    # Only for what measures: in pieces it can be frozen and trained.
+    check_pieces(model, in_pieces=in_pieces and device is None)
+    reshard(model)
     flags = [(module, module.training) for module in model.modules()]
     tables = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [
@@ -78,6 +85,7 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
             lent = target == home and not any(parameter.is_inference() for parameter, _, _ in parameters)
             yield model if lent else copy_model(model).to(target)
         finally:
+            reshard(model)
             for module, flag in flags:
                 module.training = flag
             for module, table in tables:
@@ -157,18 +165,6 @@ def _check_kind(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{where} is quantised ({type(module).__name__}), and has no weights to retrain. Give the model as it "
                 "was before quantisation."
-            )
-
-
-def _check_whole(model: nn.Module) -> None:
-    """Refuse parameters that lie in pieces in several processes."""
-    # By name, since to import the classes takes long.
-    for part in (*model.parameters(), *model.modules()):
-        if type(part).__name__ in ("DTensor", "FullyShardedDataParallel"):
-            raise UnsupportedModelError(
-                f"The model's parameters are split among processes ({type(part).__name__}, as by FSDP). Give every "
-                "process a whole copy: make the model anew and load into it what torch.distributed.checkpoint."
-                "state_dict.get_model_state_dict returns with StateDictOptions(full_state_dict=True)."
             )
 
 

@@ -160,11 +160,19 @@ def digest_of(tensors: Iterable[Tensor], *others: Any) -> str:
 
 
 def digests_of_model(model: nn.Module) -> dict[str, str]:
-    """Return digests of a model's parameters and buffers for `agree`; nothing in one process."""
+    """Return digests of a model's parameters and buffers for `agree`; nothing in one process.
+
+    Of parameters that are split among the processes the shape and type alone.
+    """
     if n_processes() == 1:
         return {}
-    parameters = {f"parameter {name!r}": digest_of([p]) for name, p in model.named_parameters()}
-    return parameters | {f"buffer {name!r}": digest_of([b]) for name, b in model.named_buffers()}
+
+    def digest(tensor: Tensor) -> str:  # of a DTensor each process has another piece
+        pieces = type(tensor.detach()) is not Tensor
+        return digest_of([], tuple(tensor.shape), tensor.dtype) if pieces else digest_of([tensor])
+
+    parameters = {f"parameter {name!r}": digest(p) for name, p in model.named_parameters()}
+    return parameters | {f"buffer {name!r}": digest(b) for name, b in model.named_buffers()}
 
 
 def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:

@@ -182,7 +182,7 @@ def recommend_layers(
         as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
         for data, name in ((known, "known"), (unknown, "unknown"))
     )
-    with borrow(model):
+    with borrow(model, in_pieces=True):
         known_first, unknown_first = known_batches.first(), unknown_batches.first()
         check_same_shape(input_shapes(known_first.inputs), unknown_first)
         _check_labels(known_first, unknown_first)

@@ -108,6 +108,7 @@ class ActivationSpread(LayerEstimator):
     """
 
     _takes_shares: ClassVar[bool] = True
+    _takes_pieces: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {"moments_": dict[str, ClassMoments], "_n_features": int}
     _unknown_kinds: ClassVar[dict[str, Any]] = {"neighbours_": dict[str, dict[Label, Label]]}
 
@@ -232,6 +233,7 @@ class ActivationSpread(LayerEstimator):
         for step, (batch, told) in enumerate(steps):
             groups = self._dealt(counter, told, most)
             if batch is None:
+                self._keep_pace(model, batches)
                 continue
 
             def measured(piece: Batch, number: int = step * n_processes() + rank()) -> dict[str, Tensor]:

@@ -93,6 +93,7 @@ class FeatureCriterion(LayerEstimator):
     """
 
     _takes_shares: ClassVar[bool] = True
+    _takes_pieces: ClassVar[bool] = True
     _measure: ClassVar[str]
     _unit: ClassVar[str]
     _in_nats: ClassVar[bool] = False
@@ -216,6 +217,7 @@ class FeatureCriterion(LayerEstimator):
                     rows.pop(position, None)
             stay = [] if batch is None else [row for row, p in enumerate(batch.positions.tolist()) if p not in leave]
             if batch is None or not stay:
+                self._keep_pace(model, batches)
                 continue
 
             def keep(piece: Batch, number: int = step * n_processes() + rank()) -> None:
