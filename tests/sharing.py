@@ -359,6 +359,18 @@ def run_out() -> None:
     raise ERROR
 
 
+def interrupted() -> Any:
+    """Measure a model at whose third call the user interrupts process 1."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return failing(interrupt)
+    except KeyboardInterrupt:
+        return "interrupted"
+
+
 def alone() -> Any:
     """Make a call in process 0 alone, with little patience; the others come later."""
     if rank():
@@ -410,6 +422,7 @@ TOLD: dict[str, Callable[[], Any]] = {
     "sampler": lambda: advice(sampled(KNOWN), sampled(UNKNOWN)),
     "sampler and groups": lambda: advice(sampled(KNOWN), sampled(UNKNOWN), groups=[*range(61)]),
     "seed": drawn_seed,
+    "interrupted": interrupted,
     "alone": alone,
     "together again": lambda: spread(KNOWN, UNKNOWN),
     "another's sampler": lambda: spread(sampled(KNOWN, rank=0), UNKNOWN),

@@ -28,15 +28,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         for number in range(n)
     }
     sharing.FOLDER = folder
-    results: Found = {1: [dict(sharing.outcomes(sharing.SAME))], 2: [], 3: []}
+    results: Found = {1: [], 2: [], 3: []}
+    started = {key: subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for key, c in commands.items()}
+    try:  # all at the same time, as much of it is waiting
+        results[1].append(dict(sharing.outcomes(sharing.SAME)))
+        told = {key: process.communicate(timeout=240)[1] for key, process in started.items()}
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
     for n in (2, 3):
-        group = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for (m, _), c in commands.items() if m == n]
-        try:
-            errors = [process.communicate(timeout=240)[1] for process in group]
-        finally:
-            for process in group:
-                process.kill()
-                process.wait()
+        group, errors = ([each[n, number] for number in range(n)] for each in (started, told))
         for number, error in enumerate(errors):
             assert group[number].returncode == (-9 if number == 1 else 0), error
             results[n].append(torch.load(folder / f"{n}-{number}.pt", weights_only=False))
@@ -133,6 +135,12 @@ def test_a_process_that_is_killed_ends_the_call(found: Found) -> None:
         _check(one["killed"], ProcessError, "lost touch .* ended from outside")
         assert one["seconds"] < 60
     assert "killed" not in found[2][1]
+
+
+def test_an_interruption_ends_the_call(found: Found) -> None:
+    """Of a process that its user has interrupted the others learn; they can meet again."""
+    assert found[2][1]["interrupted"] == "interrupted"
+    _check(found[2][0]["interrupted"], ProcessError, "lost touch")
 
 
 def test_a_call_in_one_process_alone_is_told(found: Found) -> None:

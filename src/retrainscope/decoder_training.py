@@ -114,7 +114,7 @@ def _exchange(decoders: Mapping[Pair, nn.Module]) -> None:
     """Give every process what the others have trained, one decoder at a time."""
     mine = own_pairs(decoders)
     for pair, decoder in decoders.items() if n_processes() > 1 else ():
-        own = {name: tensor.cpu() for name, tensor in decoder.state_dict().items()} if pair in mine else None
+        own = _on_cpu(decoder.state_dict()) if pair in mine else None
         (trained,) = [state for state in gather(f"the decoder {pair}", own) if state is not None]
         decoder.load_state_dict(trained)
 
@@ -140,9 +140,18 @@ class _Learner:
 
     def state(self) -> list[Any]:
         """Return all that goes on from here."""
-        return [part.state_dict() for part in self._parts]
+        return [_on_cpu(part.state_dict()) for part in self._parts]
 
     def load(self, state: list[Any]) -> None:
         """Go on from a state."""
         for part, own in zip(self._parts, state, strict=True):
             part.load_state_dict(own)
+
+
+def _on_cpu(state: Any) -> Any:
+    """Bring the tensors of a state to where every process has them."""
+    if isinstance(state, Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, list) else state

@@ -79,6 +79,9 @@ def in_step() -> Iterator[None]:
         if _depth == 1:  # the same error may be raised another time
             vars(error).pop("_told")
         raise
+    except BaseException:  # as Ctrl-C, after which nothing more is told
+        _leave()
+        raise
     finally:
         _depth -= 1
 
@@ -184,8 +187,8 @@ def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
         _leave()
         raise _told(
             ProcessError(
-                f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside or ran "
-                "out of memory: see what it wrote last."
+                f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside, was "
+                "interrupted or ran out of memory: see what it wrote last."
             )
         ) from lost
     for number, (_, _, other) in enumerate(found):
