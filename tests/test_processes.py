@@ -170,6 +170,17 @@ def test_what_cannot_be_shared_is_refused(found: Found, name: str, words: str) -
         _check(one[name], UnsupportedModelError, words)
 
 
+@pytest.mark.parametrize("name", ["trial with a checkpoint", "kept decoders", "kept inversions"])
+def test_one_process_goes_on_with_what_two_have_done(found: Found, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What is kept does not tell how many processes there were."""
+    monkeypatch.setattr(sharing, "FOLDER", sharing.FOLDER / "checkpoints-2")
+    for got, expected in zip(sharing.SAME[name](), found[1][0][name], strict=True):
+        if isinstance(expected, np.ndarray):
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
+        else:
+            assert got == expected
+
+
 def test_only_the_first_process_shows_progress(found: Found) -> None:
     """There is one bar, not one for each process."""
     first, second = (one["bars"] for one in found[2])
