@@ -307,7 +307,9 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "kept inversions": lambda: kept(rs.GradientInverter, **DESCENT),
     "kept criterion": lambda: kept(criteria.HScore),
     "spread by a sampler": lambda: scores(rs.ActivationSpread, sampled(KNOWN), sampled(UNKNOWN))[:6:5],
-    "inverter by a sampler": lambda: scores(rs.GradientInverter, sampled(KNOWN), sampled(UNKNOWN), **DESCENT)[5:],
+    "inverter by a sampler": lambda: scores(
+        rs.GradientInverter, sampled(KNOWN), sampled(UNKNOWN), max_iter=1, samples_per_class=30
+    )[5:],
     "features by a sampler": lambda: scores(criteria.HScore, sampled(KNOWN), sampled(UNKNOWN))[4:],
     "decoders by a sampler": lambda: decoders(sampled(KNOWN), sampled(UNKNOWN), batch_size=8),
     "gradients by a sampler": lambda: scores(criteria.EmpiricalFisher, sampled(KNOWN), sampled(UNKNOWN)),
