@@ -10,8 +10,9 @@ from digits import digits, network
 from torch import nn
 
 import retrainscope as rs
-from retrainscope.base import N_RESAMPLES, LayerEstimator
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batches
+from retrainscope.comparing import N_RESAMPLES
 from retrainscope.scores import Measured, score
 from retrainscope.tracing import call_model
 

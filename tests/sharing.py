@@ -1,11 +1,14 @@
 """What a group of processes does for the tests: run as a script, one process of many, or imported, the only one."""
 
+import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
+from datetime import timedelta
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -13,17 +16,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers import unchanged
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import retrainscope as rs
-from retrainscope import criteria
+from retrainscope import criteria, parts, processes
 from retrainscope.processes import rank
 
 X, Y = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(150) % 3
 X += 0.3 * Y[:, None, None, None]
 KNOWN, UNKNOWN = (X[:83], Y[:83]), (-X[83:], Y[83:])
+INFINITE = X[:83].clone()  # in what is made of one sample
+INFINITE[20] = 3e38
 ERROR = ZeroDivisionError("of the model")
+FOLDER = Path(tempfile.gettempdir())  # of checkpoints; set by whoever runs the checks
+DESCENT: dict[str, Any] = {"max_iter": 5, "samples_per_class": 7, "batch_size": 8}
 OPTIONS: dict[str, Any] = {"random_state": 0, "batch_size": 16}
 
 
@@ -79,11 +87,15 @@ def stream(data: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
     return [(data[0][a:b], data[1][a:b]) for a, b in pairwise(cuts)]
 
 
-def sampled(data: tuple[Tensor, Tensor]) -> DataLoader[Any]:
-    """Return a loader that brings this process its share; the data itself where there is but one."""
-    whole = TensorDataset(data[0][:60], data[1][:60])
-    sampler = DistributedSampler(whole, shuffle=False) if distributed.is_initialized() else None
-    return DataLoader(whole, batch_size=8, sampler=sampler)
+def sampled(data: tuple[Tensor, Tensor], **options: Any) -> Any:
+    """Return a loader that brings this process its share; the data itself where there is but one.
+
+    The samples are not a multiple of the processes, and the sampler repeats some.
+    """
+    whole = TensorDataset(data[0][:61], data[1][:61])
+    if not distributed.is_initialized():
+        return whole
+    return DataLoader(whole, batch_size=8, sampler=DistributedSampler(whole, shuffle=False, **options))
 
 
 def spread(known: Any, unknown: Any, **options: Any) -> list[Any]:
@@ -143,7 +155,129 @@ def untouched() -> list[Any]:
     return [same and np.array_equal(numpy_state, np.random.get_state()[1])]  # noqa: NPY002
 
 
-EARLIER = criteria.RelativeGradientNorm(network(), **OPTIONS)
+def scores(estimator: Any, known: Any = KNOWN, unknown: Any = UNKNOWN, **options: Any) -> list[Any]:
+    """Return what an estimator finds; its model stays what it was."""
+    net = network()
+    with unchanged(net):
+        found = estimator(net, **{**OPTIONS, **options}).fit(known).score_layers(unknown)
+    return [found.values, found.interval, found.per_class, found.unknown, found.known_classes, found.n_samples]
+
+
+def decoders(known: Any, unknown: Any, **options: Any) -> list[Any]:
+    """Return what decoders find, and the weights of one."""
+    probe = rs.LayerDecoderProbe(network(), **{**OPTIONS, "max_epochs": 2, **options}).fit(known)
+    found, last = probe.score_layers(unknown), probe.decoders_["control"][0].state_dict()
+    return [found.values, found.interval, probe.losses_, *(value.numpy() for value in last.values())]
+
+
+def in_pieces(estimator: Any = rs.ActivationSpread, known: Any = KNOWN, **options: Any) -> list[Any]:
+    """Return what comes of a model that ``fully_shard`` has split among the processes; it stays split, and trains."""
+    net = network()
+    if distributed.is_initialized():
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),))
+        for module in (net[0], net[3], net):
+            fully_shard(module, mesh=mesh)
+    before = {name: (id(p), local(p)) for name, p in net.named_parameters()}
+    try:
+        if estimator is rs.recommend_layers:
+            found = estimator(net, known, X[83:], **OPTIONS)
+            result = [str(found), found.notes, found.scores[0].values]
+        else:
+            fitted = estimator(net, **{**OPTIONS, **options}).fit(known)
+            result = [fitted.score_layers(UNKNOWN).values]
+    finally:
+        after = {name: (id(p), local(p)) for name, p in net.named_parameters()}
+        assert before.keys() == after.keys()
+        for name, (identity, content) in before.items():
+            assert after[name][0] == identity
+            np.testing.assert_array_equal(after[name][1], content)
+        net(X[:4]).sum().backward()
+        assert net[3].weight.grad is not None
+    return result
+
+
+def local(parameter: Tensor) -> Any:
+    """Return the piece of a parameter that this process has."""
+    piece = getattr(parameter, "to_local", lambda: parameter)()
+    return piece.detach().numpy().copy()
+
+
+def swept(
+    net: nn.Module | None = None, *, file: str | None = None, data: tuple[Any, Any] = (KNOWN, UNKNOWN), **options: Any
+) -> list[Any]:
+    """Return what retraining gives; of several calls with one file the last has nothing left to do."""
+    options = {"steps": 4, "learning_rates": (1e-2, 1e-3), "n_seeds": 1, "random_state": 0, **options}
+    path = None if file is None else FOLDER / file
+    net = network() if net is None else net
+    with unchanged(net):
+        found = rs.sweep_layers(net, *data, checkpoint=path, **options)
+    seconds = found.seconds if file is not None else np.zeros(0)
+    return [
+        found.accuracy,
+        found.validation,
+        found.known_accuracy,
+        found.draws,
+        found.policies,
+        found.new_head,
+        seconds,
+    ]
+
+
+def swept_again() -> list[Any]:
+    """Return what a sweep gives that was stopped after some policies: the trials that are kept are not done again."""
+    few = swept(file="sweep.json", policies=[["0"]])
+    whole = swept(file="sweep.json")
+    again = swept(file="sweep.json")
+    np.testing.assert_array_equal(whole[-1], again[-1])
+    rows = [whole[4].index(policy) for policy in few[4]]
+    np.testing.assert_array_equal(whole[-1][rows], few[-1])
+    return whole[:-1]
+
+
+def advised(*, file: str | None = None, **options: Any) -> list[Any]:
+    """Return the advice as text, with what was tried out; with a folder the second call finds all there."""
+    options |= {"trial": {"steps": 4, "learning_rates": (1e-2,)}, **OPTIONS}
+    if file is not None:
+        options["checkpoint"] = FOLDER / file
+    texts = [str(rs.recommend_layers(network(), KNOWN, UNKNOWN, **options)) for _ in range(1 if file is None else 2)]
+    assert len(set(texts)) == 1
+    return [texts[0]]
+
+
+def kept(estimator: Any, **options: Any) -> list[Any]:
+    """Return the advice of an estimator whose parts are kept as often as can be, from a run that was broken off."""
+    net, folder = network(), FOLDER / estimator.__name__
+
+    def advice() -> list[Any]:
+        given = [estimator(net, **{**OPTIONS, **options})]
+        found = rs.recommend_layers(net, KNOWN, UNKNOWN, estimators=given, checkpoint=folder)
+        return [found.scores[0].values, found.scores[0].interval]
+
+    before = parts._SHARE, parts.Parts.clear
+    parts._SHARE, parts.Parts.clear = math.inf, lambda _: None  # type: ignore[assignment, method-assign]
+    try:
+        whole = advice()
+    finally:
+        parts._SHARE, parts.Parts.clear = before  # type: ignore[method-assign]
+    if rank() == 0:  # what is finished is lost, what was under way is there
+        for name in ("known", "unknown"):
+            (folder / f"0-{estimator.__name__}.{name}.bin").unlink(missing_ok=True)
+    again = advice()
+    for one, other in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    return whole
+
+
+def similarity() -> list[Any]:
+    """Return how alike two networks are."""
+    other = network()
+    with torch.no_grad():
+        other[0].weight += 0.1
+    found = criteria.compare_layers(network(), other, UNKNOWN, batch_size=16)
+    return [found.values, found.n_samples, found.n_batches]
+
 
 SAME: dict[str, Callable[[], list[Any]]] = {
     "spread": lambda: spread(KNOWN, UNKNOWN),
@@ -158,6 +292,41 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "synchronised": synchronised,
     "without forecast": without_forecast,
     "untouched": untouched,
+    "inverter": lambda: scores(rs.GradientInverter, **DESCENT),
+    "inverter without labels": lambda: scores(rs.GradientInverter, X[:83], X[83:], **DESCENT),
+    "inverter on a stream": lambda: scores(rs.GradientInverter, stream(KNOWN), stream(UNKNOWN), **DESCENT),
+    "decoders": lambda: decoders(KNOWN, UNKNOWN),
+    "decoders on a stream": lambda: decoders(stream(KNOWN), stream(UNKNOWN)),
+    "decoders of one layer": lambda: decoders(KNOWN, UNKNOWN, layers=["0"], batch_size=256),
+    "sweep": swept,
+    "synchronised sweep": lambda: swept(nn.SyncBatchNorm.convert_sync_batchnorm(network())),
+    "sweep with a checkpoint": swept_again,
+    "trial": advised,
+    "trial with a checkpoint": lambda: advised(file="advice"),
+    "kept decoders": lambda: kept(rs.LayerDecoderProbe, max_epochs=3),
+    "kept inversions": lambda: kept(rs.GradientInverter, **DESCENT),
+    "kept criterion": lambda: kept(criteria.HScore),
+    "spread by a sampler": lambda: scores(rs.ActivationSpread, sampled(KNOWN), sampled(UNKNOWN))[:6:5],
+    "inverter by a sampler": lambda: scores(
+        rs.GradientInverter, sampled(KNOWN), sampled(UNKNOWN), max_iter=1, samples_per_class=30
+    )[5:],
+    "features by a sampler": lambda: scores(criteria.HScore, sampled(KNOWN), sampled(UNKNOWN))[4:],
+    "decoders by a sampler": lambda: decoders(sampled(KNOWN), sampled(UNKNOWN), batch_size=8),
+    "gradients by a sampler": lambda: scores(criteria.EmpiricalFisher, sampled(KNOWN), sampled(UNKNOWN)),
+    "sweep by a sampler": lambda: swept(data=(sampled(KNOWN), sampled(UNKNOWN))),
+    "features": lambda: scores(criteria.HScore, samples_per_class=20),
+    "features of one batch": lambda: scores(criteria.LogME, batch_size=256),
+    "probe": lambda: scores(criteria.KNNProbe),
+    "norms of gradients": lambda: scores(criteria.RelativeGradientNorm, samples_per_class=20),
+    "norms of gradients on a stream": lambda: scores(criteria.RelativeGradientNorm, stream(KNOWN), stream(UNKNOWN)),
+    "noise of gradients": lambda: scores(criteria.GradientSignalToNoise, samples_per_class=20),
+    "fisher on one batch": lambda: scores(criteria.EmpiricalFisher, batch_size=256),
+    "spectra": lambda: scores(criteria.SpectrumSNR),
+    "similarity": similarity,
+    "in pieces": in_pieces,
+    "one batch in pieces": lambda: in_pieces(batch_size=256),
+    "features in pieces": lambda: in_pieces(criteria.HScore, samples_per_class=20),
+    "advice in pieces": lambda: in_pieces(rs.recommend_layers, X[:83]),
 }
 
 
@@ -182,15 +351,6 @@ def other_statistics() -> Any:
     return rs.recommend_layers(net, KNOWN, UNKNOWN, **OPTIONS)
 
 
-def in_pieces() -> Any:
-    """Measure a model whose parameters are split."""
-    from torch.distributed.fsdp import fully_shard
-
-    net = network()
-    fully_shard(net, mesh=distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),)))
-    return rs.ActivationSpread(net, **OPTIONS).fit(KNOWN)
-
-
 def failing(do: Callable[[], object]) -> Any:
     """Measure a model that does something at its third call in process 1."""
     return rs.ActivationSpread(network(Ending(3, do, process=1)), **OPTIONS).fit(KNOWN)
@@ -199,6 +359,31 @@ def failing(do: Callable[[], object]) -> Any:
 def run_out() -> None:
     """Fail as a user's model may: with one error again and again."""
     raise ERROR
+
+
+def interrupted() -> Any:
+    """Measure a model at whose third call the user interrupts process 1."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return failing(interrupt)
+    except KeyboardInterrupt:
+        return "interrupted"
+
+
+def alone() -> Any:
+    """Make a call in process 0 alone, with little patience; the others come later."""
+    if rank():
+        time.sleep(5)
+        return None
+    before, processes._PATIENCE = processes._PATIENCE, timedelta(seconds=2)
+    try:
+        return spread(KNOWN, UNKNOWN)
+    finally:
+        processes._PATIENCE = before
+        time.sleep(1)
 
 
 def bars() -> str:
@@ -211,16 +396,6 @@ def bars() -> str:
 def drawn_seed() -> list[Any]:
     """Return what comes of seeds that nobody gave."""
     return advice(KNOWN, UNKNOWN, random_state=None)
-
-
-def scored_later() -> Any:
-    """Score with an estimator that was fitted before there were several processes."""
-    return EARLIER.score_layers(UNKNOWN)
-
-
-def fitted(estimator: Any) -> Any:
-    """Fit an estimator."""
-    return estimator(network()).fit(KNOWN)
 
 
 TOLD: dict[str, Callable[[], Any]] = {
@@ -238,19 +413,21 @@ TOLD: dict[str, Callable[[], Any]] = {
     "data fails": lambda: spread(Broken(), UNKNOWN),
     "parameter fails": lambda: spread(KNOWN, UNKNOWN, batch_size=unlike(1, 0, 16)),
     "apart": lambda: unlike(1, advice, spread)(KNOWN, UNKNOWN),
-    "decoders": lambda: fitted(rs.LayerDecoderProbe),
-    "inverter": lambda: fitted(rs.GradientInverter),
-    "criterion": lambda: fitted(criteria.RelativeGradientNorm),
-    "later": scored_later,
-    "given": lambda: rs.recommend_layers(net := network(), KNOWN, UNKNOWN, estimators=[rs.GradientInverter(net)]),
-    "sweep": lambda: rs.sweep_layers(network(), KNOWN, UNKNOWN),
-    "trial": lambda: advice(KNOWN, UNKNOWN, trial={}),
-    "checkpoint": lambda: advice(KNOWN, UNKNOWN, checkpoint="nowhere"),
+    "checkpoint": lambda: advice(KNOWN, UNKNOWN, checkpoint="no/where"),
+    "policies": lambda: swept(policies=[["0"]] if rank() else None),
+    "steps": lambda: swept(steps=4 + rank()),
     "wrapped": lambda: rs.ActivationSpread(nn.parallel.DistributedDataParallel(network())).fit(KNOWN),
-    "pieces": in_pieces,
+    "decoders in pieces": lambda: in_pieces(rs.LayerDecoderProbe),
+    "gradients in pieces": lambda: in_pieces(criteria.EmpiricalFisher),
+    "pieces elsewhere": lambda: in_pieces(device="cpu"),
+    "infinity in pieces": lambda: in_pieces(known=(INFINITE, Y[:83])),
     "sampler": lambda: advice(sampled(KNOWN), sampled(UNKNOWN)),
-    "sampler and groups": lambda: advice(sampled(KNOWN), sampled(UNKNOWN), groups=[*range(60)]),
+    "sampler and groups": lambda: advice(sampled(KNOWN), sampled(UNKNOWN), groups=[*range(61)]),
     "seed": drawn_seed,
+    "interrupted": interrupted,
+    "alone": alone,
+    "together again": lambda: spread(KNOWN, UNKNOWN),
+    "another's sampler": lambda: spread(sampled(KNOWN, rank=0), UNKNOWN),
     "bars": bars,
 }
 
@@ -266,15 +443,17 @@ def outcomes(checks: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
 
 def main(folder: Path, number: int, n: int, *, told: bool) -> None:
     """Be one process of n; write down what came of every check."""
+    global FOLDER
+    FOLDER = folder / f"checkpoints-{n}"
+    if number == 0:
+        FOLDER.mkdir()
     torch.set_num_threads(1)
-    if told:
-        EARLIER.fit(KNOWN)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group-{n}", rank=number, world_size=n)
     found = dict(outcomes(SAME | (TOLD if told else {})))
     torch.save(found, folder / f"{n}-{number}.pt")
     killed = {"killed": lambda: failing(lambda: os.kill(os.getpid(), signal.SIGKILL))}
     began = time.monotonic()
-    found |= dict(outcomes(killed)) if told else {}
+    found |= dict(outcomes(killed))
     found["seconds"] = time.monotonic() - began
     torch.save(found, folder / f"{n}-{number}.pt")
     sys.stdout.flush()

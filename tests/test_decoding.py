@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import retrainscope as rs
-from retrainscope.decoding import _split_positions
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError
+from retrainscope.holding_out import split_positions
 
 
 class Mixed:
@@ -42,7 +42,7 @@ def test_split_is_disjoint_complete_and_stratified(sizes, holdout, seed):
     """Every sample is either learnt from or measured, and each class gives its share, two samples at least, to both."""
     labels = [label for label, n in enumerate(sizes) for _ in range(n)]
     labels = list(np.random.default_rng(seed).permutation(labels))
-    fitted, held_out = _split_positions(labels, holdout, np.random.default_rng(seed))
+    fitted, held_out = split_positions(labels, holdout, np.random.default_rng(seed))
     assert sorted([*fitted, *held_out]) == list(range(len(labels)))
     assert (np.diff(fitted) > 0).all()
     assert (np.diff(held_out) > 0).all()
@@ -55,7 +55,7 @@ def test_split_is_disjoint_complete_and_stratified(sizes, holdout, seed):
 def test_split_is_drawn():
     """Which samples are held out depends on the generator, and on it alone."""
     labels = [0, 1] * 20
-    first, again, other = (_split_positions(labels, 0.2, np.random.default_rng(seed))[1].tolist() for seed in (0, 0, 1))
+    first, again, other = (split_positions(labels, 0.2, np.random.default_rng(seed))[1].tolist() for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -82,7 +82,7 @@ def test_held_out_samples_are_the_known_measure():
     """The known error is that of reconstruct, averaged over the samples that no decoder saw."""
     X, labels = samples(50)
     fitted = probe(holdout=0.3).fit((X, labels))
-    _, held_out = _split_positions(labels, 0.3, np.random.default_rng(fitted._seed))
+    _, held_out = split_positions(labels, 0.3, np.random.default_rng(fitted._seed))
     scores = fitted.score_layers((X[held_out], [labels[row] for row in held_out]))
     assert fitted.known_errors_.class_counts.sum() == len(held_out) == scores.n_samples[0]
     for place, layer in enumerate(("0", "2")):
@@ -99,7 +99,7 @@ def test_an_error_of_a_hundredth_of_the_variance_counts_as_none():
     (X, labels), unknown = samples(40), samples(40, seed=1)
     fitted = probe().fit((X, labels))
     scores = fitted.score_layers(unknown)
-    learnt, _ = _split_positions(labels, 0.2, np.random.default_rng(fitted._seed))
+    learnt, _ = split_positions(labels, 0.2, np.random.default_rng(fitted._seed))
     floor = 0.01 * X[learnt].double().numpy().var() * 4
     contrast = np.log((scores.unknown + floor) / (scores.known + floor))
     expected = np.log((scores.unknown_reference + floor) / (scores.known_reference + floor))

@@ -6,6 +6,7 @@ from retrainscope import exceptions
 from retrainscope.exceptions import LayerNotFoundError, MissingExtraError, RetrainscopeError
 
 BUILTIN_PARENTS = {
+    "CheckpointError": ValueError,
     "DataUnavailableError": OSError,
     "InvalidDataError": ValueError,
     "LayerNotFoundError": LookupError,
@@ -14,6 +15,7 @@ BUILTIN_PARENTS = {
     "NonFiniteError": ValueError,
     "OutOfMemoryError": MemoryError,
     "OutputError": OSError,
+    "ProcessError": RuntimeError,
     "ResultFormatError": ValueError,
     "ReusedLayerError": RuntimeError,
     "UnsupportedModelError": TypeError,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import retrainscope as rs
 from retrainscope.descent import Descent, NoGradientError
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
-from retrainscope.reconstruction import InputSpace, Inversion, _FeatureLoss, invert, invert_layers
+from retrainscope.rebuilding import InputSpace, Inversion, _FeatureLoss, invert
+from retrainscope.reconstruction import invert_layers
 
 WIDE = InputSpace(low=-10.0, high=10.0, mean=0.0, std=1.0, variance=1.0)
 FIELDS = ("inputs", "input_error", "feature_error", "losses", "n_iter", "diverged")

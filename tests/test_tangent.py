@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import retrainscope as rs
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from retrainscope.gradient_features import _folded
+from retrainscope.predicted import bootstrap
 from retrainscope.ridge import RIDGES
-from retrainscope.tangent import _bootstrap
 
 
 def conv_net() -> nn.Sequential:
@@ -175,7 +175,7 @@ def test_near_copies_are_seen_through_by_their_groups():
 def test_groups_are_drawn_as_wholes():
     """A bootstrap draw has all samples of a class's group equally often, and each class as much as there is of it."""
     targets, groups = np.repeat([0, 1], [9, 6]), np.array([0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 4, 6, 6, 0])
-    weights = _bootstrap(targets, groups, np.random.default_rng(0))
+    weights = bootstrap(targets, groups, np.random.default_rng(0))
     for target in (0, 1):
         np.testing.assert_allclose(weights[:, targets == target].sum(axis=1), (targets == target).mean())
         for group in np.unique(groups):

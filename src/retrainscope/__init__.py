@@ -9,8 +9,9 @@ from retrainscope.inversion import GradientInverter
 from retrainscope.layers import Layers, find_layers
 from retrainscope.new_head import replace_head
 from retrainscope.optimising import param_groups
+from retrainscope.rebuilding import InputSpace, Inversion
 from retrainscope.recommendation import recommend_layers
-from retrainscope.reconstruction import InputSpace, Inversion, invert_layers
+from retrainscope.reconstruction import invert_layers
 from retrainscope.scores import LayerScores
 from retrainscope.spread import ActivationSpread
 from retrainscope.sweep import sweep_layers

@@ -126,9 +126,16 @@ class Batches:
     @property
     def distributed(self) -> bool:
         """Whether the source brings this process a share of its own."""
+        return self.sampler is not None
+
+    @property
+    def sampler(self) -> DistributedSampler[Any] | None:
+        """What deals the samples of a loader to the processes, if anything does."""
+        if n_processes() == 1:
+            return None
         inner = getattr(getattr(self.source, "batch_sampler", None), "sampler", None)
         samplers = (getattr(self.source, "sampler", None), inner)
-        return n_processes() > 1 and any(isinstance(sampler, DistributedSampler) for sampler in samplers)
+        return next((sampler for sampler in samplers if isinstance(sampler, DistributedSampler)), None)
 
     @property
     def n_batches(self) -> int | None:
@@ -170,19 +177,19 @@ class Batches:
 
     def _streamed(self) -> Iterator[tuple[int, Batch]]:
         assert not isinstance(self.source, Indexed)
-        start, number = 0, 0
-        # A DistributedSampler deals samples to the processes in turn.
-        step, offset = (n_processes(), rank()) if self.distributed else (1, 0)
+        start, number, sampler = 0, 0, self.sampler
         with _repeatable(self.source, self.seed):
             for item in self.source:
                 inputs, labels = split_labels(item, self.name)
                 batch = self._checked(inputs, labels, None, start)
                 start += len(batch)
-                batch = replace(batch, positions=batch.positions * step + offset)
+                if sampler is not None:  # it deals in turn, and repeats samples at the end so that all get as many
+                    batch = replace(batch, positions=batch.positions * n_processes() + rank())
+                    batch = batch.take(np.flatnonzero(batch.positions < len(sampler.dataset)))  # type: ignore[arg-type]
                 if self.chosen is not None:
                     batch = batch.take(np.flatnonzero(np.isin(batch.positions, self.chosen)))
-                    if not len(batch):
-                        continue
+                if not len(batch):
+                    continue
                 if self._is_mine(number):
                     yield number, batch
                 number += 1

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from retrainscope.batches import Batches, items_of
 from retrainscope.checks import reason_of
-from retrainscope.exceptions import InvalidDataError
+from retrainscope.exceptions import CheckpointError, InvalidDataError
+from retrainscope.processes import from_first, gather, rank
 from retrainscope.saving import write_text
 from retrainscope.trials import Trial
 
 __all__ = [
     "Checkpoint",
-    "CheckpointError",
     "check_checkpoint",
     "check_integer",
     "fingerprint",
@@ -28,10 +28,6 @@ __all__ = [
 ]
 
 _WAY_OUT = "Name another file with checkpoint=, or remove this one."
-
-
-class CheckpointError(InvalidDataError):
-    """A checkpoint is damaged, another run's, or cannot be written."""
 
 
 def fingerprint(model: nn.Module, data: Iterable[Batches], settings: str) -> str:
@@ -50,14 +46,17 @@ def fingerprint(model: nn.Module, data: Iterable[Batches], settings: str) -> str
         for batch in batches:
             add(tensor for _, tensor in items_of(batch.inputs))
             digest.update(repr(batch.labels).encode())
-    digest.update(settings.encode())
+    found = set(gather("the fingerprint", digest.hexdigest()))
+    if len(found) > 1:  # as where a DistributedSampler deals the data
+        digest = hashlib.sha256(repr(sorted(found)).encode())
+    digest.update(from_first("the settings", settings).encode())
     return digest.hexdigest()
 
 
 def check_checkpoint(path: Path, random_state: Any) -> None:
     """Refuse, before any work, a file that could not be written, and a run that could not be told to be the same."""
     check_integer(random_state)
-    if path.is_dir() or not path.parent.is_dir():
+    if rank() == 0 and (path.is_dir() or not path.parent.is_dir()):
         raise InvalidDataError(
             f"The 'checkpoint' parameter must name a file in a folder that exists. Got {str(path)!r} instead."
         )

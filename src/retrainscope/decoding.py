@@ -1,7 +1,7 @@
 """`LayerDecoderProbe`: rebuild the input from a layer's activations with a decoder trained on known data."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,29 +9,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import (
-    LayerEstimator,
-    check_class_counts,
-    check_inputs_vary,
-    reference_inputs,
-    score_errors,
-)
-from retrainscope.batches import Batch, Batches, Inputs, Label
+from retrainscope.base import LayerEstimator
+from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_number
+from retrainscope.comparing import score_errors
 from retrainscope.control import untrained_copy
+from retrainscope.decoder_training import Pair, Training, own_pairs, train_decoders
 from retrainscope.decoders import Standardise, build_decoder, is_per_token
-from retrainscope.exceptions import InvalidDataError, NonFiniteError
+from retrainscope.exceptions import InvalidDataError
+from retrainscope.holding_out import check_order, fingerprints, split_positions
 from retrainscope.lending import start_random
 from retrainscope.memory import memory_needed
 from retrainscope.moments import ClassMoments, GroupCounter, RunningMoments
-from retrainscope.padding import joined_tokens, layer_mask, tokens_second
+from retrainscope.observing import Observer, Seen
+from retrainscope.padding import joined_tokens, layer_mask
+from retrainscope.processes import n_processes, rank
 from retrainscope.progress import progress_bar
+from retrainscope.reference import check_inputs_vary
 from retrainscope.scores import LayerScores
-from retrainscope.tracing import run_layers
+from retrainscope.shares import merged, together
 
 __all__ = ["LayerDecoderProbe"]
 
-_LEAST_PER_CLASS = 5
 _MODEL, _CONTROL = "model", "control"
 
 
@@ -164,11 +163,10 @@ class LayerDecoderProbe(LayerEstimator):
                 def decoded(piece: Batch) -> Tensor:
                     found: list[Tensor] = []
 
-                    def decode(_kind: str, at: int, seen: _Seen) -> None:
-                        if at == place:
-                            found.append(self._target.undo(self.decoders_[kind][place](seen.values)))
+                    def decode(kind: str, place: int, seen: Seen) -> None:
+                        found.append(self._target.undo(self.decoders_[kind][place](seen.values)))
 
-                    self._observe({kind: network}, piece, decode)
+                    self._observer.run({kind: network}, piece, decode, [(kind, place)])
                     return self._without_padding(found[0], piece.mask).cpu()
 
                 rebuilt += [found for _, found in self._halving.run(batch, decoded)]
@@ -182,8 +180,8 @@ class LayerDecoderProbe(LayerEstimator):
         seen = []
         for batch in batches:
             labels += batch.labels or (None,) * len(batch)
-            seen.append(_fingerprints(batch.inputs))
-        fitted, held_out = _split_positions(labels, self.holdout, np.random.default_rng(self._seed))
+            seen.append(fingerprints(batch.inputs))
+        fitted, held_out = split_positions(labels, self.holdout, np.random.default_rng(self._seed))
         networks = {_MODEL: model, _CONTROL: self._control(model)}
         with memory_needed("in training decoders", batches.batch_size):
             n_batches = self._prepare(networks, batches.subset(fitted))
@@ -212,20 +210,24 @@ class LayerDecoderProbe(LayerEstimator):
         """Measure all scales in one pass, build the decoders, and return the number of batches."""
         shapes: dict[int, tuple[int, ...]] = {}
 
-        def note_shape(_kind: str, place: int, seen: _Seen) -> None:
+        def note_shape(_kind: str, place: int, seen: Seen) -> None:
             shapes[place] = tuple(seen.values.shape[1:])
 
         self._one_length: tuple[str, int] | None = None
-        first = self._observe(networks, fitted.first(), note_shape)
+        first = self._observer.run(networks, fitted.first(), note_shape)
         input_shape = tuple(first.values.shape[1:])
         if first.real is not None and self.decoder is None:
             whole = [place for place, shape in shapes.items() if not is_per_token(shape, input_shape)]
             self._one_length = (self.layers_.names[whole[0]], input_shape[0]) if whole else None
         self._target = Standardise(input_shape, by_channel=False)
         scales = {kind: [Standardise(shapes[place]) for place in sorted(shapes)] for kind in networks}
-        varies, n_batches = False, 0
+        mine, varies, n_batches = own_pairs(self._pairs), False, 0
+
+        def measure(kind: str, place: int, seen: Seen) -> None:
+            scales[kind][place].update(seen.counted)
+
         for batch in fitted:
-            target = self._observe(networks, batch, lambda kind, place, seen: scales[kind][place].update(seen.counted))
+            target = self._observer.run(networks, batch, measure, mine)
             self._target.update(target.counted)
             varies = varies or bool((target.counted != first.counted.flatten()[0]).any())
             n_batches += 1
@@ -233,9 +235,8 @@ class LayerDecoderProbe(LayerEstimator):
         self._target.finish()
         n_elements = first.values.shape[-1] if first.real is not None else first.values[0].numel()
         self._input_variance = float(self._target.std.square()) * n_elements
-        for each in scales.values():
-            for scale in each:
-                scale.finish()
+        for kind, place in mine:
+            scales[kind][place].finish()
         self._shapes = (*(shapes[place] for place in sorted(shapes)), input_shape)
         self._build(scales)
         return n_batches
@@ -271,56 +272,43 @@ class LayerDecoderProbe(LayerEstimator):
         networks: dict[str, nn.Module],
         batches: Batches,
         fitted: NDArray[np.int64],
-        fingerprints: NDArray[np.float64],
+        expected: NDArray[np.float64],
         n_batches: int,
     ) -> None:
-        """Train all decoders together; each has its own weights, so each learns as if alone."""
-        decoders = nn.ModuleList(self.decoders_.values()).train()
-        optimizer = torch.optim.Adam(decoders.parameters(), lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.max_epochs * n_batches)
-        n_layers, losses = len(self.layers_.names), list[Tensor]()
-        parts, learners = self._parts.under("known"), list[Any]((decoders, optimizer, schedule))
-        kept = parts.get("epochs")
-        if kept is not None:
-            losses = kept["losses"]
-            for learner, state in zip(learners, kept["states"], strict=True):
-                learner.load_state_dict(state)
-        with progress_bar(
-            what="training decoders", progress=self.progress, total=self.max_epochs, initial=len(losses)
-        ) as bar:
-            for epoch in range(len(losses), self.max_epochs):
-                start_random(self._seed + epoch)  # so that an epoch does not depend on where the run was stopped
-                summed = torch.zeros(2 * n_layers)
-                for batch in batches.subset(fitted, order_seed=self._seed + epoch):
-                    _check_order(batch, fingerprints)
-                    found = self._losses(networks, batch)
-                    each = torch.stack([*found[_MODEL], *found[_CONTROL]])
-                    optimizer.zero_grad()
-                    each.sum().backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    schedule.step()
-                    summed += each.detach().cpu() * len(batch)
-                losses.append(summed / len(fitted))
-                if not torch.isfinite(losses[-1]).all():
-                    raise NonFiniteError(
-                        f"The decoders diverged in epoch {epoch}. Give a smaller learning_rate than "
-                        f"{self.learning_rate}."
-                    )
-                bar.set_postfix(loss=f"{float(losses[-1][:n_layers].mean()):.3g}", refresh=False)
-                bar.update()
-                if parts.due():
-                    parts.put("epochs", {"losses": losses, "states": [learner.state_dict() for learner in learners]})
-        decoders.eval().requires_grad_(False)
-        self.losses_ = torch.stack(losses)[:, :n_layers].double().numpy()
+        """Train all decoders, from one pass of the networks a batch."""
 
-    def _losses(self, networks: dict[str, nn.Module], batch: Batch) -> dict[str, list[Tensor]]:
-        """Run every network once and return each decoder's mean squared error."""
-        activations: dict[str, dict[int, Tensor]] = {kind: {} for kind in networks}
+        def batches_of(epoch: int) -> Iterator[Batch]:
+            for batch in batches.subset(fitted, order_seed=self._seed + epoch):
+                check_order(batch, expected)
+                yield batch
 
-        def keep(kind: str, place: int, seen: _Seen) -> None:
-            activations[kind][place] = seen.values.clone()
+        losses = train_decoders(
+            {(kind, place): self.decoders_[kind][place] for kind, place in self._pairs},
+            batches_of,
+            partial(self._losses, networks),
+            Training(
+                max_epochs=self.max_epochs,
+                learning_rate=self.learning_rate,
+                n_batches=n_batches,
+                n_samples=len(fitted),
+                seed=self._seed,
+                progress=self.progress,
+                parts=self._parts.under("known"),
+            ),
+        )
+        for chain in self.decoders_.values():
+            chain.eval().requires_grad_(False)
+        places = range(len(self.layers_.names))
+        self.losses_ = np.array([[epoch[_MODEL, place] for place in places] for epoch in losses])
 
-        rebuilt = self._observe(networks, batch, keep)
+    def _losses(self, networks: dict[str, nn.Module], batch: Batch, pairs: list[Pair]) -> dict[Pair, Tensor]:
+        """Return the mean squared errors of some decoders."""
+        activations: dict[Pair, Tensor] = {}
+
+        def keep(kind: str, place: int, seen: Seen) -> None:
+            activations[kind, place] = seen.values.clone()
+
+        rebuilt = self._observer.run(networks, batch, keep, pairs)
         target, real = self._target(rebuilt.values), rebuilt.real
 
         def loss_of(decoder: nn.Module, activation: Tensor) -> Tensor:
@@ -332,10 +320,7 @@ class LayerDecoderProbe(LayerEstimator):
                 )
             return nn.functional.mse_loss(*((decoded, target) if real is None else (decoded[real], target[real])))
 
-        return {
-            kind: [loss_of(decoder, activations[kind][place]) for place, decoder in enumerate(self.decoders_[kind])]
-            for kind in networks
-        }
+        return {pair: loss_of(self.decoders_[pair[0]][pair[1]], activations[pair]) for pair in pairs}
 
     def _errors(self, networks: dict[str, nn.Module], batches: Batches) -> ClassMoments:
         """Sum up the errors of all decoders, class by class, in one pass."""
@@ -343,124 +328,37 @@ class LayerDecoderProbe(LayerEstimator):
         n_layers = len(self.layers_.names)
 
         def measured(batch: Batch) -> Tensor:
-            rebuilt: dict[tuple[str, int], Tensor] = {}
+            rebuilt: dict[Pair, Tensor] = {}
 
-            def decode(kind: str, place: int, seen: _Seen) -> None:
+            def decode(kind: str, place: int, seen: Seen) -> None:
                 rebuilt[kind, place] = self._target.undo(self.decoders_[kind][place](seen.values))
 
-            target = self._observe(networks, batch, decode)
+            target = self._observer.run(networks, batch, decode)
             errors = [target.error_of(rebuilt[kind, place]) for kind in networks for place in range(n_layers)]
             return torch.stack(errors, dim=1)
 
-        for batch in progress_bar(
-            batches, what=f"decoding {batches.name}", progress=self.progress, total=batches.n_batches
-        ):
+        total = None if batches.n_batches is None else -(-batches.n_batches // n_processes())
+        steps = progress_bar(together(batches), what=f"decoding {batches.name}", progress=self.progress, total=total)
+        for batch, told in steps:
+            groups = [counter.deal(one.labels) for one in told][rank()]
+            if batch is None:
+                continue
             for piece, errors in self._halving.run(batch, measured):
                 labels: tuple[Label, ...] = piece.labels or (None,) * len(piece)
-                moments.add(errors, labels, counter.deal(labels))
-        return moments.moments().ordered()
+                moments.add(errors, labels, groups[: len(piece)])
+                groups = groups[len(piece) :]
+        return merged("errors", moments.moments() if moments.counted else None).only(counter.classes).ordered()
 
-    def _observe(
-        self, networks: dict[str, nn.Module], batch: Batch, visit: "Callable[[str, int, _Seen], None]"
-    ) -> "_Seen":
-        """Run every network once on a batch, visit all outputs, and return what is to be rebuilt."""
-        mask = batch.mask
-        if self._one_length is not None and mask is not None and mask.shape[1] != self._one_length[1]:
-            layer, n_tokens = self._one_length
-            raise InvalidDataError(
-                f"The samples are padded to {n_tokens} tokens in one batch and to {mask.shape[1]} in another, but the "
-                f"layer {layer!r} has not a token for each of the input, so its decoder needs one length. Pad "
-                "all samples to the same length (padding='max_length'), or leave the layer out of layers=."
-            )
-        place = {name: i for i, name in enumerate(self.layers_.names)}
-        targets: list[_Seen] = []
-        for kind, network in networks.items():
+    @property
+    def _pairs(self) -> list[Pair]:
+        """All decoders. A layer's two follow each other, so that of two processes each runs one network alone."""
+        return [(kind, place) for place in range(len(self.layers_.names)) for kind in (_MODEL, _CONTROL)]
 
-            def sort(name: str, output: Tensor, kind: str = kind) -> None:
-                seen = _Seen.of(output, self._token_axes.get(name), mask)
-                if name in place:
-                    visit(kind, place[name], seen)
-                if name == self.input_layer and not targets:
-                    targets.append(replace(seen, values=seen.values.clone()))
-
-            names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
-            with torch.no_grad():
-                run_layers(network, batch.inputs, names, sort, calls=self.calls, token_axes=self._token_axes)
-        return targets[0] if targets else _Seen.of(reference_inputs(batch.inputs), self._token_axes.get(""), mask)
+    @property
+    def _observer(self) -> Observer:
+        return Observer(self.layers_.names, self.input_layer, self.calls, self._token_axes, self._one_length)
 
     def _without_padding(self, decoded: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or self._token_axes.get(self.input_layer or "") is None:
             return decoded
         return decoded.masked_fill(~layer_mask(mask, decoded.shape[1])[..., None], torch.nan)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a decoder sees or rebuilds.
-
-    Attributes
-    ----------
-    values : Tensor of shape (n_samples, ...)
-        With tokens (n_samples, n_tokens, n_features), and zero in the place of padding.
-    real : Tensor of bool of shape (n_samples, n_tokens), or None
-        Which tokens are no padding; None where there are no tokens, or nothing is said of padding.
-    """
-
-    values: Tensor
-    real: Tensor | None
-
-    @classmethod
-    def of(cls, output: Tensor, axis: int | None, mask: Tensor | None) -> "_Seen":
-        if axis is None or mask is None:
-            return cls(output, None)
-        tokens = tokens_second(output, axis)
-        real = layer_mask(mask, tokens.shape[1])
-        return cls(torch.where(real[..., None], tokens, 0), real)
-
-    @property
-    def counted(self) -> Tensor:
-        """All values that count, as if of one sample where there is padding."""
-        return self.values if self.real is None else self.values[self.real][None]
-
-    def error_of(self, rebuilt: Tensor) -> Tensor:
-        """Return the squared error of each sample, summed; of tokens the mean of those that are real."""
-        squares = (rebuilt - self.values.float()).double().square()
-        if self.real is None:
-            return squares.flatten(1).sum(dim=1)
-        return torch.where(self.real, squares.sum(dim=2), 0).sum(dim=1) / self.real.sum(dim=1)
-
-
-def _split_positions(
-    labels: list[Label], holdout: float, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw the samples to learn from and those to measure, class by class."""
-    positions: dict[Label, list[int]] = {}
-    for position, label in enumerate(labels):
-        positions.setdefault(label, []).append(position)
-    counts = np.array([len(rows) for rows in positions.values()], dtype=np.float64)
-    check_class_counts(tuple(positions), counts, "known", least=_LEAST_PER_CLASS)
-    fitted, held_out = [], []
-    for rows in positions.values():
-        mixed = rng.permutation(rows)
-        n_held = min(max(2, round(holdout * len(rows))), len(rows) - 2)
-        held_out.append(mixed[:n_held])
-        fitted.append(mixed[n_held:])
-    return np.sort(np.concatenate(fitted)), np.sort(np.concatenate(held_out))
-
-
-def _fingerprints(inputs: Inputs) -> NDArray[np.float64]:
-    """Return a number for each sample that another sample hardly shares, shape (n_samples,)."""
-    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
-    total = np.zeros(len(tensors[0]))
-    for tensor in tensors:
-        flat = tensor.reshape(len(tensor), -1).float()
-        total += (flat * torch.linspace(1, 2, flat.shape[1], device=flat.device)).sum(dim=1).cpu().numpy()
-    return total
-
-
-def _check_order(batch: Batch, fingerprints: NDArray[np.float64]) -> None:
-    if not np.allclose(_fingerprints(batch.inputs), fingerprints[batch.positions], rtol=1e-3, atol=1e-3):
-        raise InvalidDataError(
-            "The known data comes in another order at every pass, so samples to learn from cannot be told from "
-            "samples to measure. Give a Dataset, or a DataLoader that shuffles with torch's generators."
-        )

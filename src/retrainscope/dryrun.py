@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from retrainscope.batches import Inputs
 from retrainscope.outputs import output_of
 from retrainscope.padding import n_tokens_of
+from retrainscope.sharding import is_sharded
 from retrainscope.tracing import call_model
 
 __all__ = [
@@ -108,7 +109,12 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
     run, stack = DryRun(), [model]
     tensors = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     counter = _FlopCounter()
-    n_tokens = n_tokens_of(inputs)
+    n_tokens, sharded = n_tokens_of(inputs), is_sharded(model)
+
+    def entered(name: str, module: nn.Module) -> None:
+        stack.append(module)
+        if sharded:  # others are in the place of the parameters while it runs
+            tensors.update({id(t): f"{name}.{key}" for key, t in module._parameters.items() if t is not None})
 
     def left(name: str, module: nn.Module, returned: Any) -> None:
         run.now += 1
@@ -119,7 +125,7 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
 
     with ExitStack() as opened, torch.no_grad():
         for name, module in model.named_modules(remove_duplicate=False):
-            opened.enter_context(_watched(module, name, stack.append, left))
+            opened.enter_context(_watched(module, name, entered, left))
         opened.enter_context(counter)
         opened.enter_context(_UseRecorder(tensors, run, stack))
         call_model(model, inputs)
@@ -129,9 +135,9 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
 
 @contextmanager
 def _watched(
-    module: nn.Module, name: str, entered: Callable[[nn.Module], None], left: Callable[[str, nn.Module, Any], None]
+    module: nn.Module, name: str, entered: Callable[[str, nn.Module], None], left: Callable[[str, nn.Module, Any], None]
 ) -> Iterator[None]:
-    before = module.register_forward_pre_hook(lambda *_: entered(module))
+    before = module.register_forward_pre_hook(lambda *_: entered(name, module))
     after = module.register_forward_hook(lambda module, _args, returned: left(name, module, returned))
     try:
         yield
@@ -174,7 +180,7 @@ def run_and_note(model: nn.Module, inputs: Inputs, note: Callable[[str, nn.Modul
     """Run a borrowed model to its end and call note(name, module, returned) whenever a module has run."""
     with ExitStack() as opened, torch.no_grad():
         for name, module in model.named_modules(remove_duplicate=False):
-            opened.enter_context(_watched(module, name, lambda _: None, note))
+            opened.enter_context(_watched(module, name, lambda *_: None, note))
         call_model(model, inputs)
 
 

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CheckpointError",
     "DataUnavailableError",
     "InvalidDataError",
     "LayerNotFoundError",
@@ -12,6 +13,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemoryError",
     "OutputError",
+    "ProcessError",
     "ResultFormatError",
     "RetrainscopeError",
     "ReusedLayerError",
@@ -52,6 +54,10 @@ class InvalidDataError(RetrainscopeError, ValueError):
     Traceback (most recent call last):
     retrainscope.exceptions.InvalidDataError: The known data has 4 samples but 2 labels.
     """
+
+
+class CheckpointError(InvalidDataError):
+    """A checkpoint is damaged, another run's, or cannot be written."""
 
 
 class NonFiniteError(InvalidDataError):
@@ -157,6 +163,10 @@ class UnsupportedModelError(RetrainscopeError, TypeError):
     Traceback (most recent call last):
     retrainscope.exceptions.UnsupportedModelError: The model has no parameters, so there is nothing to retrain.
     """
+
+
+class ProcessError(RetrainscopeError, RuntimeError):
+    """Another of several processes has failed, ended, or is not where this one is."""
 
 
 class MissingExtraError(RetrainscopeError, ImportError):

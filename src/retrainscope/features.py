@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrainscope.base import floating_inputs, input_axes, reference_inputs
 from retrainscope.batches import Batch, Inputs
 from retrainscope.dryrun import first_samples
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.padding import broad_mask, real_tokens, token_mask
+from retrainscope.reference import floating_inputs, input_axes, reference_inputs
 from retrainscope.tokens import find_token_axes, unclear_tokens
 from retrainscope.tracing import replace_output, run_layers
 

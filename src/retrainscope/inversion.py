@@ -2,8 +2,9 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import fields
+from itertools import chain
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -11,15 +12,19 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from retrainscope.base import LayerEstimator, check_class_counts, score_errors
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_choice, check_number
+from retrainscope.comparing import check_class_counts, score_errors
 from retrainscope.control import untrained_copy
 from retrainscope.descent import Descent
 from retrainscope.features import real_inputs, true_inputs
 from retrainscope.moments import ClassMoments, GroupCounter, moments_of
-from retrainscope.reconstruction import InputSpace, Inversion, invert_batches, invert_each
+from retrainscope.processes import rank
+from retrainscope.rebuilding import Extent, InputSpace, Inversion, extent_of
+from retrainscope.reconstruction import invert_batches, invert_each
 from retrainscope.scores import LayerScores
+from retrainscope.shares import all_of, in_order, together
 from retrainscope.tracing import run_layers
 
 __all__ = ["GradientInverter"]
@@ -94,6 +99,7 @@ class GradientInverter(LayerEstimator):
     torch.Size([3, 4])
     """
 
+    _takes_shares: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {
         "input_space_": InputSpace,
         "known_errors_": ClassMoments,
@@ -185,22 +191,21 @@ class GradientInverter(LayerEstimator):
         check_choice("error", self.error, ("input", "feature"))
         check_number("samples_per_class", self.samples_per_class, whole=True)
         self._descent = Descent(**{field.name: getattr(self, field.name) for field in fields(Descent)})
-        self.input_space_ = InputSpace.of(self._seen(model, batches))
+        extents = [None if batch is None else self._extents(model, batch) for batch, _ in together(batches)]
+        self.input_space_ = InputSpace.of_extents(chain.from_iterable(in_order("the inputs' range", extents)))
         self.known_errors_ = self._errors(model, batches)
 
-    def _seen(self, model: nn.Module, batches: Batches) -> Iterator[Tensor]:
-        """Yield what is to be rebuilt of all samples, also of those that are not inverted; their layers are finite."""
+    def _extents(self, model: nn.Module, batch: Batch) -> list[Extent]:
+        """Measure what is to be rebuilt, also of samples that are not inverted; their layers are finite."""
 
-        def seen(batch: Batch) -> Tensor:
+        def measured(piece: Batch) -> Extent:
             options: dict[str, Any] = {"calls": self.calls, "token_axes": self._token_axes}
             with torch.no_grad():
-                run_layers(model, batch.inputs, self.layers_.names, lambda *_: None, **options)
-            true = true_inputs(model, batch.inputs, self.input_layer, self.calls, self._token_axes)
-            return real_inputs(true, batch, self._input_axis)
+                run_layers(model, piece.inputs, self.layers_.names, lambda *_: None, **options)
+            true = true_inputs(model, piece.inputs, self.input_layer, self.calls, self._token_axes)
+            return extent_of(real_inputs(true, piece, self._input_axis))
 
-        for batch in batches:
-            for _, values in self._halving.run(batch, seen):
-                yield values
+        return [extent for _, extent in self._halving.run(batch, measured)]
 
     @property
     def _input_axis(self) -> int | None:
@@ -223,7 +228,7 @@ class GradientInverter(LayerEstimator):
 
     def _errors(self, model: nn.Module, batches: Batches) -> ClassMoments:
         """Invert the first samples of each class at every layer, with the model and with the control."""
-        chosen = list(self._first_of_each_class(batches))
+        chosen = self._first_of_each_class(batches)
         labels: list[Label] = [label for batch in chosen for label in batch.labels or (None,) * len(batch)]
         counts = Counter(labels)
         check_class_counts(tuple(counts), np.array([*counts.values()], dtype=np.float64), batches.name)
@@ -243,32 +248,42 @@ class GradientInverter(LayerEstimator):
         """Return for each layer the errors of each batch, and how many of its samples diverged."""
         parts = self._parts.under(name)
         found: dict[str, list[tuple[Tensor, int]]] = parts.get(whose) or {layer: [] for layer in self.layers_.names}
+
+        def take(inversion: Inversion) -> tuple[Tensor, int]:
+            error = inversion.input_error if self.error == "input" else inversion.feature_error.double()
+            return error, int(inversion.diverged.sum())
+
         inversions = invert_each(
             network,
             batches,
             self.layers_.names,
             **self._options(f"inverting {name}, {whose}"),
+            take=take,
             done=lambda number, layer: number < len(found[layer]),
+            shared=True,
         )
-        for _, layer, inversion in inversions:
-            error = inversion.input_error if self.error == "input" else inversion.feature_error.double()
-            found[layer].append((error, int(inversion.diverged.sum())))
+        for _, layer, errors in inversions:
+            found[layer].append(errors)
             if parts.due():
                 parts.put(whose, found)
         return found
 
-    def _first_of_each_class(self, batches: Batches) -> Iterable[Batch]:
-        taken: dict[Label, int] = {}
-        for batch in batches:
-            labels = batch.labels or (None,) * len(batch)
-            rows = []
-            for row, label in enumerate(labels):
-                most = self.samples_per_class * (10 if label is None else 1)
-                if taken.get(label, 0) < most:
-                    taken[label] = taken.get(label, 0) + 1
-                    rows.append(row)
-            if rows:
-                yield batch.take(np.array(rows))
+    def _first_of_each_class(self, batches: Batches) -> list[Batch]:
+        """Return the samples to invert, in the batches that they come in; the same in all processes."""
+        taken, mine = Counter[Label](), list[Batch | None]()
+        for batch, told in together(batches):
+            rows = [self._first(one.labels, taken) for one in told][rank()]
+            mine.append(batch.take(np.array(rows)) if batch is not None and rows else None)
+        return all_of(batches, mine)
+
+    def _first(self, labels: tuple[Label, ...], taken: Counter[Label]) -> list[int]:
+        """Return the rows of samples whose class is not yet there often enough."""
+        rows = []
+        for row, label in enumerate(labels):
+            if taken[label] < self.samples_per_class * (10 if label is None else 1):
+                taken[label] += 1
+                rows.append(row)
+        return rows
 
     def _control(self, model: nn.Module) -> nn.Module:
         return untrained_copy(model, seed=self._seed, keep=self.input_layer)

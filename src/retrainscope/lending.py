@@ -3,20 +3,35 @@
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
+from retrainscope.sharding import check_pieces, reshard
 
-__all__ = ["borrow", "copy_model", "model_place", "random_from", "start_random"]
+__all__ = ["autograd_on", "borrow", "copy_model", "model_place", "random_from", "seed_of", "start_random"]
 
 
 @contextmanager
-def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: int = 0) -> Iterator[nn.Module]:
+def autograd_on() -> Iterator[None]:
+    """Let gradients be had, in full precision, whatever context the caller is in; this ends `torch.no_grad` as well."""
+    with ExitStack() as opened:
+        opened.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda", "mps"):
+            if kind == "cpu" or torch.is_autocast_enabled(kind):
+                opened.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
+def borrow(
+    model: nn.Module, *, device: str | torch.device | None = None, seed: int = 0, in_pieces: bool = False
+) -> Iterator[nn.Module]:
     """Lend a model for measuring and give it back bit for bit, on every path.
 
     Inside, every module is in evaluation mode and the global random generators of torch, numpy and Python
@@ -32,6 +47,8 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
         Where to measure. A model that lies elsewhere is not moved: a copy of it is lent; so of one whose parameters
         were made in inference mode.
     seed : int
+    in_pieces : bool
+        Whether a model of ``fully_shard`` may be lent, which all processes have to run equally often, to its end.
 
     Yields
     ------
@@ -41,10 +58,12 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
     Raises
     ------
     UnsupportedModelError
-        If the model has no parameters, has lazy ones that do not exist yet, or lies on several devices.
+        If the model has no parameters, has lazy ones that do not exist yet, lies on several devices, or is in pieces.
     """
     home, _ = model_place(model)
-    _check_whole(model)  # only for what measures: in pieces it can be frozen and trained
+    # Only for what measures: in pieces it can be frozen and trained.
+    check_pieces(model, in_pieces=in_pieces and device is None)
+    reshard(model)
     flags = [(module, module.training) for module in model.modules()]
     tables = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [
@@ -66,6 +85,7 @@ def borrow(model: nn.Module, *, device: str | torch.device | None = None, seed: 
             lent = target == home and not any(parameter.is_inference() for parameter, _, _ in parameters)
             yield model if lent else copy_model(model).to(target)
         finally:
+            reshard(model)
             for module, flag in flags:
                 module.training = flag
             for module, table in tables:
@@ -87,6 +107,13 @@ def start_random(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 -- the global state is what is drawn from
     torch.manual_seed(seed)
+
+
+def seed_of(random_state: int | np.random.RandomState | None) -> int:
+    """Draw a seed; without a random state from fresh entropy, as numpy's global state is not ours to move."""
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**31))
+    return int(check_random_state(random_state).randint(2**31))
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -138,18 +165,6 @@ def _check_kind(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{where} is quantised ({type(module).__name__}), and has no weights to retrain. Give the model as it "
                 "was before quantisation."
-            )
-
-
-def _check_whole(model: nn.Module) -> None:
-    """Refuse parameters that lie in pieces in several processes."""
-    # By name, since to import the classes takes long.
-    for part in (*model.parameters(), *model.modules()):
-        if type(part).__name__ in ("DTensor", "FullyShardedDataParallel"):
-            raise UnsupportedModelError(
-                f"The model's parameters are split among processes ({type(part).__name__}, as by FSDP). Give every "
-                "process a whole copy: make the model anew and load into it what torch.distributed.checkpoint."
-                "state_dict.get_model_state_dict returns with StateDictOptions(full_state_dict=True)."
             )
 
 

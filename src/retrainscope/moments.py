@@ -148,6 +148,11 @@ class RunningMoments:
         self._squares.index_add_(0, cells, flat.square_().sum(dim=1))  # in place, which is much faster
         self._counts += np.bincount(rows, minlength=len(self._counts))
 
+    @property
+    def counted(self) -> bool:
+        """Whether anything was added."""
+        return bool(self._places)
+
     def moments(self) -> ClassMoments:
         """Return the moments of what was added, the classes as they came."""
         shape = (len(self._places), N_GROUPS)

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from retrainscope.advice import Recommendation
-from retrainscope.base import seed_of
 from retrainscope.checks import check_number
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
-from retrainscope.lending import model_place
+from retrainscope.lending import model_place, seed_of
 from retrainscope.tracing import named_layers
 
 __all__ = ["replace_head"]

@@ -1,7 +1,7 @@
 """Batch normalisation under other data: its running statistics, re-estimated for a while."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from retrainscope.batches import Batch
 from retrainscope.tracing import call_model
 
-__all__ = ["renewed_statistics", "running_norms"]
+__all__ = ["not_synchronised", "renewed_statistics", "running_norms"]
 
 
 def running_norms(model: nn.Module, buffers: Iterable[str]) -> tuple[nn.Module, ...]:
@@ -29,6 +29,17 @@ def _trains(module: nn.Module) -> bool:
     finally:
         for part, flag in before:
             part.training = flag
+
+
+@contextmanager
+def not_synchronised(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let synchronised batch normalisations do without the other processes, which are elsewhere."""
+    with ExitStack() as opened:
+        for module in modules:
+            if isinstance(module, nn.SyncBatchNorm) and "forward" not in vars(module):
+                vars(module)["forward"] = partial(_BatchNorm.forward, module)
+                opened.callback(vars(module).pop, "forward")
+        yield
 
 
 @contextmanager
@@ -54,10 +65,9 @@ def renewed_statistics(model: nn.Module, norms: Sequence[nn.Module], batches: It
     """
     tables = [dict(norm._buffers) for norm in norms]
     momenta = [norm.momentum for norm in norms]
-    synchronised = [norm for norm in norms if isinstance(norm, nn.SyncBatchNorm)]
+    opened = ExitStack()
     try:
-        for alone in synchronised:  # each process renews statistics for other layers, or on its own
-            vars(alone)["forward"] = partial(_BatchNorm.forward, alone)
+        opened.enter_context(not_synchronised(norms))  # each process renews statistics for other layers, or on its own
         for norm, table in zip(norms, tables, strict=True):
             norm._buffers.update({name: old.clone() for name, old in table.items() if old is not None})
             norm.reset_running_stats()  # type: ignore[operator]
@@ -75,8 +85,7 @@ def renewed_statistics(model: nn.Module, norms: Sequence[nn.Module], batches: It
                 norm._buffers.update(table)
         yield
     finally:
-        for alone in synchronised:
-            vars(alone).pop("forward", None)
+        opened.close()
         for norm, table, momentum in zip(norms, tables, momenta, strict=True):
             norm.training = False
             norm._buffers.clear()

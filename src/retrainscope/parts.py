@@ -14,6 +14,7 @@ import torch
 
 from retrainscope.checks import reason_of
 from retrainscope.exceptions import InvalidDataError
+from retrainscope.processes import from_first, rank
 from retrainscope.saving import write_bytes, write_text
 
 __all__ = ["NOTHING_KEPT", "Parts", "check_folder"]
@@ -27,7 +28,8 @@ class Parts:
     """What is finished of a run, each part in a file of its own that is written whole or not at all.
 
     A file is a digest, which tells damage and files of other runs, and what ``torch.save`` makes of plain data and
-    tensors; it is read with ``weights_only=True``. Without a folder nothing is kept.
+    tensors; it is read with ``weights_only=True``. Without a folder nothing is kept. Of several processes all make the
+    same calls, the first alone reads and writes, and the others are told.
 
     Parameters
     ----------
@@ -52,6 +54,8 @@ class Parts:
             If the folder holds another run or something else, or a file is damaged.
         """
         manifest, parts = folder / _MANIFEST, cls(folder, fingerprint)
+        if rank():
+            return parts
         if not manifest.exists():
             found = {"retrainscope": "checkpoint", "schema": _SCHEMA_VERSION, "fingerprint": fingerprint}
             parts._write(lambda: write_text(manifest, json.dumps(found, indent=1) + "\n"))
@@ -82,7 +86,10 @@ class Parts:
     def get(self, name: str) -> Any:
         """Return a part, its tensors on the CPU, or None where it is still to be done."""
         path = self._path(name)
-        if path is None or not path.exists():
+        return None if path is None else from_first(f"the part {name}", self._read(path) if rank() == 0 else None)
+
+    def _read(self, path: Path) -> Any:
+        if not path.exists():
             return None
         try:
             return torch.load(io.BytesIO(self._payload(path)), map_location="cpu", weights_only=True)
@@ -92,7 +99,7 @@ class Parts:
     def put(self, name: str, part: Any) -> None:
         """Keep a part: numbers, text, None and tensors, in dicts, lists and tuples."""
         path = self._path(name)
-        if path is None:
+        if path is None or rank():
             return
         began = time.monotonic()
         buffer = io.BytesIO()
@@ -104,11 +111,12 @@ class Parts:
 
     def due(self) -> bool:
         """Tell whether to keep what is under way: whether the last time is long past against what that took."""
-        return self._folder is not None and time.monotonic() - self._written >= self._cost / _SHARE
+        passed = time.monotonic() - self._written
+        return self._folder is not None and from_first("whether to keep", passed >= self._cost / _SHARE)
 
     def clear(self) -> None:
         """Forget these parts, which are parts of one that is finished."""
-        if self._folder is not None:
+        if self._folder is not None and rank() == 0:
             for path in self._folder.glob(f"{self._prefix}*{_SUFFIX}"):
                 path.unlink()
 
@@ -143,10 +151,12 @@ NOTHING_KEPT = Parts(None)
 
 
 def check_folder(path: Any) -> Path:
-    """Make the folder if it is missing, and refuse what cannot be written or holds something else."""
+    """Make the folder if it is missing, and refuse what process 0 cannot write, or what holds something else."""
     if not isinstance(path, str | os.PathLike):
         raise InvalidDataError(f"The 'checkpoint' parameter must be the path of a folder. Got {path!r} instead.")
     folder = Path(path)
+    if rank():
+        return folder
     if not folder.exists() and not folder.parent.is_dir():
         raise InvalidDataError(
             f"The 'checkpoint' parameter must name a folder, or a new one in a folder that exists. Got {str(folder)!r}."

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -11,11 +12,10 @@ from torch import Tensor, distributed, nn
 
 from retrainscope import exceptions
 from retrainscope.checks import reason_of
-from retrainscope.exceptions import InvalidDataError, RetrainscopeError, UnsupportedModelError
+from retrainscope.exceptions import InvalidDataError, ProcessError, RetrainscopeError
 
 __all__ = [
     "agree",
-    "check_alone",
     "digest_of",
     "digests_of_model",
     "from_first",
@@ -29,7 +29,13 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 
+_PATIENCE = timedelta(minutes=1)  # with processes that have not made the call
+_LONGEST = timedelta(
+    days=1
+)  # that one may take for its part, such as a trial of a sweep; one that ends is missed at once
+
 _depth = 0  # of `in_step`
+_meetings = 0
 _made: tuple[Any, Any] | None = None  # the group of all processes, and ours of the same for tensors on the CPU
 
 
@@ -43,26 +49,24 @@ def rank() -> int:
     return distributed.get_rank() if n_processes() > 1 else 0
 
 
-def check_alone(what: str) -> None:
-    """Refuse what cannot be shared among processes."""
-    if n_processes() > 1:
-        raise UnsupportedModelError(
-            f"{what} does not work in several processes yet. Run it in one: before torch.distributed's "
-            "init_process_group, or by a script of its own without torchrun."
-        )
-
-
 @contextmanager
 def in_step() -> Iterator[None]:
     """Let all processes do the same, or all raise an error; may be nested.
 
     One that fails tells the others the next time that they `gather`, at the latest when they are done with the
     context. They raise an error of the same kind if it is one of this library's, which names the process that failed.
+
+    Raises
+    ------
+    ProcessError
+        If another process does not come here within a minute, fails with an error of others, or is lost.
     """
     global _depth
     if n_processes() == 1:
         yield
         return
+    if _depth == 0:
+        _meet()
     _depth += 1
     try:
         yield
@@ -74,6 +78,9 @@ def in_step() -> Iterator[None]:
             vars(error)["_told"] = True
         if _depth == 1:  # the same error may be raised another time
             vars(error).pop("_told")
+        raise
+    except BaseException:  # as Ctrl-C, after which nothing more is told
+        _leave()
         raise
     finally:
         _depth -= 1
@@ -156,11 +163,19 @@ def digest_of(tensors: Iterable[Tensor], *others: Any) -> str:
 
 
 def digests_of_model(model: nn.Module) -> dict[str, str]:
-    """Return digests of a model's parameters and buffers for `agree`; nothing in one process."""
+    """Return digests of a model's parameters and buffers for `agree`; nothing in one process.
+
+    Of parameters that are split among the processes the shape and type alone.
+    """
     if n_processes() == 1:
         return {}
-    parameters = {f"parameter {name!r}": digest_of([p]) for name, p in model.named_parameters()}
-    return parameters | {f"buffer {name!r}": digest_of([b]) for name, b in model.named_buffers()}
+
+    def digest(tensor: Tensor) -> str:  # of a DTensor each process has another piece
+        pieces = type(tensor.detach()) is not Tensor
+        return digest_of([], tuple(tensor.shape), tensor.dtype) if pieces else digest_of([tensor])
+
+    parameters = {f"parameter {name!r}": digest(p) for name, p in model.named_parameters()}
+    return parameters | {f"buffer {name!r}": digest(b) for name, b in model.named_buffers()}
 
 
 def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
@@ -169,22 +184,23 @@ def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
     try:
         distributed.all_gather_object(found, (what, mine, error), group=_group())
     except RuntimeError as lost:
+        _leave()
         raise _told(
-            RetrainscopeError(
-                f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside or ran "
-                "out of memory, or did not make the same call: see what it wrote last."
+            ProcessError(
+                f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside, was "
+                "interrupted or ran out of memory: see what it wrote last."
             )
         ) from lost
     for number, (_, _, other) in enumerate(found):
         if other is not None:
             kind: Any = getattr(exceptions, other[0], None)
             text = other[1] if kind else f"{other[0]}: {other[1]}"
-            raise _told((kind or RetrainscopeError)(f"Process {number} failed: {text}"))
+            raise _told((kind or ProcessError)(f"Process {number} failed: {text}"))
     places = [place for place, _, _ in found]
     if len(set(places)) > 1:
         told = ", ".join(f"process {number} is at {place!r}" for number, place in enumerate(places))
         raise _told(
-            RetrainscopeError(
+            ProcessError(
                 f"The processes have come apart: {told}. Make the same calls with the same data in every process."
             )
         )
@@ -197,10 +213,39 @@ def _told(error: RetrainscopeError) -> RetrainscopeError:
     return error
 
 
+def _meet() -> None:
+    """Wait for the other processes, where nobody would wait for long in vain."""
+    global _meetings
+    store = distributed.distributed_c10d._get_default_store()
+    names = [f"retrainscope/{_meetings}/{number}" for number in range(n_processes())]
+    try:
+        store.set(names[rank()], "here")
+        store.wait(names, _PATIENCE)
+    except RuntimeError as late:
+        missing = [str(number) for number, name in enumerate(names) if not store.check([name])]
+        store.delete_key(names[rank()])  # so that they can meet another time
+        raise ProcessError(
+            f"Process {rank()} has waited for {_PATIENCE.total_seconds():.0f} seconds, and process "
+            f"{', '.join(missing) or 'another'} has not made the same call. Make it in all processes, not under `if "
+            "rank == 0`; where some of them take longer to get there, let all wait at a torch.distributed.barrier()."
+        ) from late
+    if _meetings:
+        store.delete_key(f"retrainscope/{_meetings - 1}/{rank()}")  # which all have left
+    _meetings += 1
+
+
 def _group() -> Any:
     """Return a group of all processes that takes tensors on the CPU, made once: the user's may be NCCL's."""
     global _made
     world = distributed.group.WORLD
     if _made is None or _made[0] is not world:
-        _made = world, distributed.new_group(backend="gloo")
+        _made = world, distributed.new_group(backend="gloo", timeout=_LONGEST)
     return _made[1]
+
+
+def _leave() -> None:
+    """Close the connections to the others, so that those who wait for this process learn that one is lost."""
+    global _made
+    if _made is not None:
+        group, _made = _made[1], None
+        distributed.destroy_process_group(group)

@@ -16,17 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrainscope.advice import Recommendation
-from retrainscope.base import LayerEstimator, check_same_shape
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
-from retrainscope.checkpoints import CheckpointError, check_integer, fingerprint, name_of, read_trials
+from retrainscope.checkpoints import check_integer, fingerprint, name_of, read_trials
 from retrainscope.checks import check_number
 from retrainscope.choice import DEFAULT_TOLERANCE, Choice, choose, confirm
-from retrainscope.exceptions import InvalidDataError, RetrainscopeError, UnsupportedModelError
+from retrainscope.exceptions import (
+    CheckpointError,
+    InvalidDataError,
+    ProcessError,
+    RetrainscopeError,
+    UnsupportedModelError,
+)
 from retrainscope.forecast import Forecast
 from retrainscope.lending import borrow, model_place
 from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
 from retrainscope.policies import ALL, NONE
-from retrainscope.processes import agree, check_alone, from_first, gather, in_step
+from retrainscope.processes import agree, from_first, gather, in_step, rank
+from retrainscope.reference import check_same_shape
 from retrainscope.saving import to_plain
 from retrainscope.spread import ActivationSpread
 from retrainscope.sweep import sweep_layers
@@ -127,7 +134,7 @@ def recommend_layers(
     Notes
     -----
     Where ``torch.distributed`` is initialised all processes must make the same call; each measures its share of the
-    data, and all return the same advice (docs/processes.md). There `trial` and `checkpoint` do not work yet.
+    data, and all return the same advice; process 0 alone reads and writes a checkpoint (docs/processes.md).
 
     Examples
     --------
@@ -146,9 +153,6 @@ def recommend_layers(
         check_number("tolerance", tolerance, whole=False, zero=True)
     limits = _checked_budget(budget)
     _check_trial(trial)
-    for name, option in (("trial=", trial), ("checkpoint=", checkpoint)):
-        if option is not None:
-            check_alone(f"recommend_layers with {name}")
     chosen = (layers, head, input_layer, calls)
     if estimators is not None:
         if any(option is not None for option in chosen):
@@ -160,10 +164,14 @@ def recommend_layers(
                 "tolerance=, budget=, groups= and trial= are for the forecast. Leave them out with estimators=."
             )
         _check_estimators(estimators, model)
-        for estimator in estimators:
-            estimator.check_processes()
     kinds = None if estimators is None else [type(estimator).__name__ for estimator in estimators]
-    decisive = {"estimators": kinds, "threshold": threshold, "tolerance": tolerance, "budget": limits}
+    decisive = {
+        "estimators": kinds,
+        "threshold": threshold,
+        "tolerance": tolerance,
+        "budget": limits,
+        "trial": _told(trial),
+    }
     agree({name: repr(value) for name, value in decisive.items()})
     if checkpoint is not None:
         for each in (random_state,) if estimators is None else [e.random_state for e in estimators]:
@@ -174,7 +182,7 @@ def recommend_layers(
         as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
         for data, name in ((known, "known"), (unknown, "unknown"))
     )
-    with borrow(model):
+    with borrow(model, in_pieces=True):
         known_first, unknown_first = known_batches.first(), unknown_batches.first()
         check_same_shape(input_shapes(known_first.inputs), unknown_first)
         _check_labels(known_first, unknown_first)
@@ -201,7 +209,8 @@ def recommend_layers(
         to_plain((known_first.labels, unknown_first.labels))  # refused here if they cannot be kept
         with borrow(model):
             parts = Parts.open(checkpoint, fingerprint(model, (known_batches, unknown_batches), repr(plain)))
-        read_trials(checkpoint / _TRIALS)  # refused here if it is damaged
+        if rank() == 0:
+            read_trials(checkpoint / _TRIALS)  # refused here if it is damaged
     scores, found, ends = [], [], [time.perf_counter()]
     with _keeping(estimators, parts):
         if probe is not None:
@@ -246,7 +255,7 @@ def recommend_layers(
             tried = _to_try(choice, forecast, allowed)
             try:
                 sweep = sweep_layers(model, known, unknown, policies=tried, **options)
-            except CheckpointError:
+            except (CheckpointError, ProcessError):
                 raise
             except RetrainscopeError as error:  # for which the forecast must not be lost
                 notes.append(f"It could not be tried out: {error}")

@@ -1,134 +1,30 @@
 """Rebuild the inputs of a network from its activations: `invert_layers`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrainscope.base import (
-    autograd_on,
-    check_inputs_vary,
-    seed_of,
-)
 from retrainscope.batches import Batch, Batches, as_batches
 from retrainscope.checks import check_device
-from retrainscope.descent import Descent, NoGradientError, Path, descend
+from retrainscope.descent import Descent, NoGradientError
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.features import Features, features_up_to, keeping_padding, real_inputs, token_axes_of, true_inputs
-from retrainscope.lending import borrow, model_place, random_from
+from retrainscope.lending import autograd_on, borrow, model_place, random_from, seed_of
 from retrainscope.memory import Halving
 from retrainscope.padding import broad_mask, joined_tokens
+from retrainscope.processes import in_turns
 from retrainscope.progress import progress_bar
-from retrainscope.tables import Shown, Table
+from retrainscope.rebuilding import InputSpace, Inversion, invert
 from retrainscope.tracing import check_calls, gradient_break, named_layers, run_layers
 
-__all__ = ["InputSpace", "Inversion", "invert", "invert_batches", "invert_each", "invert_layers"]
+__all__ = ["invert_batches", "invert_each", "invert_layers"]
 
-_EDGE = 1e-8  # keeps the slope of the total variation finite where neighbours are equal
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Inversion(Shown):
-    """What an inversion rebuilt.
-
-    Attributes
-    ----------
-    inputs : Tensor of shape (n_samples, ...)
-        The rebuilt inputs: of all that the descent passed, those with the lowest loss. NaN where there is padding.
-    input_error : Tensor of shape (n_samples,)
-        Squared error against the true input, summed over its elements, in the input's units squared; with padding,
-        the mean over the real tokens of what is summed over a token's elements.
-    feature_error : Tensor of shape (n_samples,)
-        Squared error of the activations divided by their squared norm.
-    losses : Tensor of shape (n_samples, max_iter)
-        The feature error, and the priors if there are any, before each step.
-    n_iter : Tensor of shape (n_samples,)
-        Steps taken.
-    diverged : Tensor of bool of shape (n_samples,)
-        Whether the sample was stopped because its loss was not finite; what it had reached is kept.
-
-    Examples
-    --------
-    >>> import torch
-    >>> import retrainscope as rs
-    >>> _ = torch.manual_seed(0)
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-    >>> found = rs.invert_layers(model, torch.rand(5, 4), ["0"], random_state=0)["0"]
-    >>> found.inputs.shape, found.input_error.shape
-    (torch.Size([5, 4]), torch.Size([5]))
-    """
-
-    inputs: Tensor
-    input_error: Tensor
-    feature_error: Tensor
-    losses: Tensor
-    n_iter: Tensor
-    diverged: Tensor
-
-    def as_table(self) -> Table:
-        """Return the lowest, the median and the highest error and number of steps."""
-        measured = {"input error": self.input_error, "feature error": self.feature_error, "steps": self.n_iter}
-        rows = [
-            [name, *(f"{float(value):.4g}" for value in np.quantile(values.double().numpy(), (0, 0.5, 1)))]
-            for name, values in measured.items()
-        ]
-        title = f"{len(self.inputs)} inputs of shape {tuple(self.inputs.shape[1:])}"
-        n_diverged = int(self.diverged.sum())
-        note = f"{n_diverged} of them diverged." if n_diverged else ""
-        return Table(title, ["of a sample", "lowest", "median", "highest"], rows, note=note)
-
-
-@dataclass(frozen=True)
-class InputSpace:
-    """Where inputs are sought: their range, and what the random starts are drawn from.
-
-    Attributes
-    ----------
-    low, high : float
-    mean, std : float
-    variance : float
-        Summed over the elements of an input.
-
-    Examples
-    --------
-    >>> import torch
-    >>> import retrainscope as rs
-    >>> rs.InputSpace.of([torch.tensor([[0.0, 1.0], [1.0, 0.0]])])
-    InputSpace(low=0.0, high=1.0, mean=0.5, std=0.5, variance=0.5)
-    """
-
-    low: float
-    high: float
-    mean: float
-    std: float
-    variance: float
-
-    @classmethod
-    def of(cls, inputs: Iterable[Tensor]) -> "InputSpace":
-        """Measure the space that inputs of shape (n, ...) take."""
-        n, n_samples, total, squares, low, high = 0, 0, 0.0, 0.0, np.inf, -np.inf
-        for batch in inputs:
-            values = batch.double()
-            n, n_samples = n + values.numel(), n_samples + len(values)
-            total += float(values.sum())
-            squares += float(values.square().sum())
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-        variance = squares / n - (total / n) ** 2
-        check_inputs_vary(low < high and variance > 0)
-        return cls(low, high, total / n, variance**0.5, variance * n / n_samples)
-
-    def start(self, shape: Sequence[int], positions: Iterable[int], seed: int, restart: int) -> Tensor:
-        """Draw a start for each sample: it depends on the sample's place alone, not on the rest of its batch."""
-        noise = [
-            np.random.default_rng([seed, int(position), restart]).standard_normal(tuple(shape), np.float32)
-            for position in positions
-        ]
-        return (self.mean + self.std * torch.from_numpy(np.stack(noise))).clamp(self.low, self.high)
+T = TypeVar("T")
 
 
 def invert_layers(
@@ -233,7 +129,7 @@ def invert_batches(
 ) -> dict[str, Inversion]:
     """Invert every batch at every layer; parameters as in `invert_each`."""
     parts: dict[str, list[Inversion]] = {layer: [] for layer in layers}
-    for _, layer, found in invert_each(network, batches, layers, **options):
+    for _, layer, found in invert_each(network, batches, layers, take=lambda inversion: inversion, **options):
         parts[layer].append(found)
     return {layer: _joined(found) for layer, found in parts.items()}
 
@@ -243,6 +139,7 @@ def invert_each(
     batches: Iterable[Batch] | Batches,
     layers: Sequence[str],
     *,
+    take: Callable[[Inversion], T],
     space: InputSpace,
     descent: Descent,
     seed: int,
@@ -253,10 +150,12 @@ def invert_each(
     what: str = "inverting",
     halving: Halving | None = None,
     done: Callable[[int, str], bool] = lambda *_: False,
-) -> Iterator[tuple[int, str, Inversion]]:
-    """Invert with a borrowed network; yield what was found for each batch, by its number, and layer.
+    shared: bool = False,
+) -> Iterator[tuple[int, str, T]]:
+    """Invert with a borrowed network; yield what is taken of each batch, by its number, and layer.
 
-    Parameters as in `invert_layers`; `done` tells of the number of a batch and a layer whether to leave them out.
+    Parameters as in `invert_layers`; `take` tells what is wanted of an inversion, and `done` of the number of a batch
+    and a layer whether to leave them out. If `shared`, the processes take batches and layers in turn.
     """
     for parameter in network.parameters():  # so that nothing is kept for gradients that nobody wants
         if parameter.requires_grad:
@@ -277,6 +176,14 @@ def invert_each(
                 # All are finite, and all run.
                 run_layers(network, batch.inputs, layers, lambda *_: None, calls=calls, token_axes=token_axes)
 
+        def left() -> Iterator[tuple[int, str, Batch]]:
+            for number, batch in enumerate(batches):
+                names = [layer for layer in layers if not done(number, layer)]
+                if names:
+                    for _ in halving.run(batch, check):
+                        pass
+                yield from ((number, layer, batch) for layer in names)
+
         def inverted(batch: Batch, layer: str) -> Inversion:
             true = true_inputs(network, batch.inputs, input_layer, calls, token_axes)
             axis, mask = token_axes.get(input_layer or ""), batch.mask
@@ -291,24 +198,21 @@ def invert_each(
                 for restart in range(descent.n_init)
             )
             try:
-                with random_from(seed):  # so that nothing depends on what was inverted before
+                with random_from(seed):  # so that nothing depends on what was inverted before, or on the process
                     return invert(
                         features_of, true, starts, space=space, descent=descent, seed=seed, real=real, report=report
                     )
             except NoGradientError as error:
                 raise _refusal(network, layer, features_of, true) from error
 
-        for number, batch in enumerate(batches):
-            left = [layer for layer in layers if not done(number, layer)]
-            bar.update(steps * (len(layers) - len(left)))
-            if left:
-                for _ in halving.run(batch, check):
-                    pass
-            for layer in left:
-                before = bar.n
-                found = _joined([piece for _, piece in halving.run(batch, partial(inverted, layer=layer))])
-                bar.update(before + steps - bar.n)
-                yield number, layer, found
+        def work(one: tuple[int, str, Batch]) -> tuple[int, str, T]:
+            number, layer, batch = one
+            pieces = [piece for _, piece in halving.run(batch, partial(inverted, layer=layer))]
+            return number, layer, take(_joined(pieces))
+
+        for number, layer, taken in in_turns(what, left(), work) if shared else map(work, left()):
+            bar.update(steps * (number * len(layers) + layers.index(layer) + 1) - bar.n)
+            yield number, layer, taken
 
 
 def _refusal(network: nn.Module, layer: str, features_of: Features, true: Tensor) -> UnsupportedModelError:
@@ -320,182 +224,7 @@ def _refusal(network: nn.Module, layer: str, features_of: Features, true: Tensor
     )
 
 
-def invert(
-    features_of: Features,
-    inputs: Tensor,
-    starts: Iterable[Tensor],
-    *,
-    space: InputSpace,
-    descent: Descent,
-    seed: int = 0,
-    real: Tensor | None = None,
-    report: Callable[[int, Tensor], None] = lambda *_: None,
-) -> Inversion:
-    """Rebuild inputs from their features; see `Descent` for what is minimised.
-
-    Parameters
-    ----------
-    features_of : callable (values, rows) -> features
-        Maps inputs of shape (n, ...) to features of shape (n, ...), differentiably; `rows` tells which samples they
-        are for.
-    inputs : Tensor of shape (n_samples, ...)
-        The true inputs x0.
-    starts : iterable of Tensor of that shape
-        Where the descent starts, each time.
-    space : InputSpace
-    descent : Descent
-    seed : int
-        For the jitter.
-    real : Tensor of bool, optional
-        What of the inputs is no padding; it has their axes, of length 1 but for samples and tokens. The input error
-        is then a token's, and padding is NaN in what is rebuilt.
-    report : callable (n_steps, losses) -> None
-        Told how far it is, now and then.
-
-    Returns
-    -------
-    Inversion
-
-    Raises
-    ------
-    NoGradientError
-        If no gradient flows from the features to the input.
-    """
-    if (descent.tv_weight or descent.jitter) and inputs.ndim < 4:
-        raise InvalidDataError(
-            "Total variation and jitter are for images of shape (n_samples, channels, height, width) and volumes. Got "
-            f"{tuple(inputs.shape)}. Set tv_weight and jitter to 0."
-        )
-    step, best = descent.learning_rate * space.std, None
-    for start in starts:
-        loss = _FeatureLoss(features_of, inputs, space, descent, seed)
-        start = start.to(_wide(inputs).dtype)
-        path = descend(loss, start, low=space.low, high=space.high, step=step, descent=descent, report=report)
-        best = path if best is None else _better(best, path)
-    assert best is not None
-    every = torch.arange(len(inputs), device=inputs.device)
-    with torch.no_grad():
-        target = _wide(features_of(inputs, every).detach().flatten(1))
-        difference = _wide(features_of(best.inputs.to(inputs.dtype), every).detach().flatten(1)) - target
-    rebuilt, squares = best.inputs, (best.inputs - inputs).double().square()
-    input_error = squares.flatten(1).sum(dim=1)
-    if real is not None:
-        rebuilt = rebuilt.masked_fill(~real, torch.nan)
-        input_error = squares.masked_fill(~real, 0).flatten(1).sum(dim=1) / real.flatten(1).sum(dim=1)
-    return Inversion(
-        inputs=rebuilt.cpu(),
-        input_error=input_error.cpu(),
-        feature_error=(_square(difference) / _scale(target)).cpu(),
-        losses=best.losses.cpu(),
-        n_iter=best.n_iter.cpu(),
-        diverged=best.diverged.cpu(),
-    )
-
-
-class _FeatureLoss:
-    """The feature error relative to the features, and the priors: a `Loss`."""
-
-    def __init__(self, features_of: Features, inputs: Tensor, space: InputSpace, descent: Descent, seed: int) -> None:
-        self._features_of, self._inputs, self._space, self._descent = features_of, inputs, space, descent
-        self._jitter = torch.Generator().manual_seed(seed)
-        self._rows = torch.arange(len(inputs), device=inputs.device)
-        with torch.no_grad(), self._precision(inputs):
-            # Detached, as a model may switch gradients on by itself.
-            self._target = _wide(features_of(inputs, self._rows).detach().flatten(1))
-        self._scale, self._difference = _scale(self._target), torch.empty_like(self._target)
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.detach().requires_grad_(True)
-        with torch.enable_grad(), self._precision(x):
-            features = self._features_of(self._shifted(x).to(self._inputs.dtype), self._rows)
-        if not features.requires_grad:
-            raise NoGradientError("The features do not depend on the input in a way that has a gradient.")
-        # The gradient of the error by hand, in memory that is used again: each sample's is its own, whatever else is
-        # in the batch.
-        torch.sub(features.detach().flatten(1), self._target, out=self._difference)
-        errors = (_square(self._difference) / self._scale).to(x.dtype)
-        slope = self._difference.mul_((2 / self._scale)[:, None]).to(features.dtype).reshape(features.shape)
-        (gradient,) = torch.autograd.grad(features, x, slope, allow_unused=True)
-        if gradient is None:
-            raise NoGradientError("No gradient flows from the features to the input.")
-        if self._descent.has_priors:
-            with torch.enable_grad():
-                priors = self._priors(x)
-                (more,) = torch.autograd.grad(priors.sum(), x)
-            errors, gradient = errors + priors.detach(), gradient + more
-        return errors, gradient
-
-    def only(self, x: Tensor) -> Tensor:
-        with torch.no_grad(), self._precision(x):
-            features = _wide(self._features_of(x.to(self._inputs.dtype), self._rows).detach().flatten(1))
-            errors = (_square(features - self._target) / self._scale).to(x.dtype)
-            return errors + self._priors(x) if self._descent.has_priors else errors
-
-    def keep(self, rows: Tensor) -> None:
-        self._rows, self._target, self._scale = self._rows[rows], self._target[rows], self._scale[rows]
-        self._difference = torch.empty_like(self._target)
-
-    def stuck(self) -> None:
-        x = self._inputs.detach().requires_grad_(True)
-        with torch.enable_grad():
-            features = self._features_of(x, torch.arange(len(x), device=x.device))
-        weights = torch.randn(features.shape, generator=self._jitter).to(features)
-        if not torch.autograd.grad(features, x, weights)[0].any():
-            raise NoGradientError("The gradient from the features to the input is zero, at the true inputs as well.")
-
-    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
-        return nullcontext() if self._descent.autocast is None else torch.autocast(x.device.type, torch.bfloat16)
-
-    def _shifted(self, x: Tensor) -> Tensor:
-        if not self._descent.jitter:
-            return x
-        most, directions = self._descent.jitter, range(2, x.ndim)
-        shifts = torch.randint(-most, most + 1, (len(directions),), generator=self._jitter)
-        return torch.roll(x, shifts.tolist(), dims=tuple(directions))
-
-    def _priors(self, x: Tensor) -> Tensor:
-        descent, z = self._descent, (x - self._space.mean) / self._space.std
-        priors = x.new_zeros(len(x))
-        if descent.norm_weight:
-            priors = priors + descent.norm_weight * z.abs().pow(descent.norm_exponent).flatten(1).mean(dim=1)
-        if descent.tv_weight:
-            squares = torch.zeros_like(z)
-            for direction in range(2, z.ndim):
-                edge = z.narrow(direction, -1, 1)
-                squares = squares + z.diff(dim=direction, append=edge).square()
-            variation = (squares + _EDGE).pow(descent.tv_exponent / 2) - _EDGE ** (descent.tv_exponent / 2)
-            priors = priors + descent.tv_weight * variation.flatten(1).mean(dim=1)
-        return priors
-
-
-def _better(first: Path, second: Path) -> Path:
-    """Take for each sample the start that did not diverge, and of two such the one with the lower loss."""
-    better = torch.where(first.diverged == second.diverged, second.loss < first.loss, first.diverged)
-
-    def chosen(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a)
-
-    return Path(
-        **{field.name: chosen(getattr(first, field.name), getattr(second, field.name)) for field in fields(Path)}
-    )
-
-
 def _joined(parts: Sequence[Inversion]) -> Inversion:
     return Inversion(
         **{field.name: joined_tokens([getattr(part, field.name) for part in parts]) for field in fields(Inversion)}
     )
-
-
-def _square(values: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(values, dim=1)
-    return norms.square()
-
-
-def _scale(target: Tensor) -> Tensor:
-    """Return the squared norms; 1 where a layer is silent for a sample."""
-    squares = _square(target)
-    return torch.where(squares > torch.finfo(squares.dtype).tiny, squares, 1.0)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

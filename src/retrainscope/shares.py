@@ -1,20 +1,29 @@
 """Data under torch.distributed: gone through by all processes together, each with its share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import reduce
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrainscope.batches import Batch, Batches, Inputs, Label, Shapes, input_shapes, items_of, shapes_text
 from retrainscope.exceptions import InvalidDataError
-from retrainscope.processes import agree, digest_of, gather, n_processes
+from retrainscope.lending import seed_of
+from retrainscope.moments import ClassMoments
+from retrainscope.processes import agree, digest_of, digests_of_model, from_first, gather, n_processes, rank
 from retrainscope.sources import Indexed, take_rows
 
-__all__ = ["Told", "check_same_data", "everywhere", "together"]
+__all__ = ["Told", "all_of", "check_same", "dealt", "everywhere", "in_order", "merged", "same_seed", "together"]
+
+T = TypeVar("T")
+
+_CPU = torch.device("cpu")
+_PLAIN = (str, int, float)
 
 
 @dataclass(frozen=True)
@@ -81,18 +90,67 @@ def together(batches: Batches) -> Iterator[tuple[Batch | None, list[Told]]]:
         yield batch, [nothing if one is None else one for one in told]
 
 
-def check_same_data(batches: Batches) -> None:
-    """Refuse data that is not the same in all processes, as far as its size and its first batch tell."""
+def same_seed(random_state: int | np.random.RandomState | None) -> int:
+    """Return a seed, the same in all processes: without a random state the one that process 0 draws."""
+    seed = seed_of(random_state)
+    if random_state is None:
+        return from_first("the seed", seed)
+    agree({"random_state": str(seed)})
+    return seed
+
+
+def check_same(settings: Mapping[str, Any], model: nn.Module, *data: Batches) -> None:
+    """Refuse other settings, another model or another data set in another process.
+
+    Of settings those are compared that are plain values, of data the size and the first batch.
+    """
     if n_processes() == 1:
         return
-    name, first = batches.name, batches.first()
-    kind = "batches of a DistributedSampler" if batches.distributed else "samples" if batches.indexed else "batches"
+    plain = {name: repr(value) for name, value in settings.items() if value is None or isinstance(value, _PLAIN)}
+    agree({**plain, **digests_of_model(model)})
+    for batches in data:
+        _check_same_data(batches)
+
+
+def _check_same_data(batches: Batches) -> None:
+    sampler, name, first = batches.sampler, batches.name, batches.first()
+    if sampler is not None and (sampler.rank, sampler.num_replicas) != (rank(), n_processes()):
+        raise InvalidDataError(
+            f"The DistributedSampler of the {name} data is for process {sampler.rank} of {sampler.num_replicas}, and "
+            f"this is process {rank()} of {n_processes()}. Make it without num_replicas= and rank=."
+        )
+    kind = "batches of a DistributedSampler" if sampler else "samples" if batches.indexed else "batches"
     what = {f"the form of the {name} data": kind}
-    if not batches.distributed:
+    if sampler is None:
         size = batches.source.n_samples if isinstance(batches.source, Indexed) else batches.n_batches
         content = digest_of((tensor for _, tensor in items_of(first.inputs)), first.labels)
         what |= {f"the number of {name} {kind}": str(size), f"the first {name} batch": content}
     agree(what | {f"the shape of the {name} samples": shapes_text(input_shapes(first.inputs))})
+
+
+def in_order(what: str, mine: Sequence[T | None]) -> list[T]:
+    """Return what the processes have found in the batches of `together`, one each, in the order of the whole data."""
+    return [one for some in zip_longest(*gather(what, mine)) for one in some if one is not None]
+
+
+def merged(what: str, mine: ClassMoments | None) -> ClassMoments:
+    """Return the moments of what all processes have looked at; None: of nothing."""
+    return reduce(ClassMoments.merge, [part for part in gather(what, mine) if part is not None])
+
+
+def all_of(batches: Batches, mine: Sequence[Batch | None]) -> list[Batch]:
+    """Return batches that the processes have taken of this data in `together`, in the order of the whole."""
+    if n_processes() == 1:
+        return in_order("", mine)
+    kept = [None if batch is None else replace(batch, inputs=_moved(batch.inputs, _CPU)) for batch in mine]
+    found = in_order(f"samples of the {batches.name} data", kept)
+    return [replace(batch, inputs=_moved(batch.inputs, batches.device)) for batch in found]
+
+
+def dealt(batches: Batches) -> Batches:
+    """Return the share of this process of data that all have, in batches so small that there are some for every one."""
+    n = n_processes()
+    return replace(batches, shared=True, batch_size=-(-batches.batch_size // n)) if n > 1 else batches
 
 
 def everywhere(batches: Batches) -> Batches:
@@ -100,9 +158,11 @@ def everywhere(batches: Batches) -> Batches:
     if not batches.distributed:
         return batches
     name = batches.name
-    mine = [replace(batch, inputs=_on_cpu(batch.inputs)) for batch in replace(batches, shared=True)]
+    mine = [replace(batch, inputs=_moved(batch.inputs, _CPU)) for batch in replace(batches, shared=True)]
     found = [batch for some in gather(f"samples of the {name} data", mine) for batch in some]
-    order = np.argsort(np.concatenate([batch.positions for batch in found]))
+    positions = np.concatenate([batch.positions for batch in found])
+    order = np.argsort(positions)
+    positions = positions[order]
     labels = [label for batch in found for label in batch.labels or (None,) * len(batch)]
     tensors = [dict(items_of(batch.inputs)) for batch in found]
     if len({(key, tensor.shape[1:]) for each in tensors for key, tensor in each.items()}) > len(tensors[0]):
@@ -114,11 +174,11 @@ def everywhere(batches: Batches) -> Batches:
     inputs = joined[""] if list(joined) == [""] else joined
 
     def take(rows: NDArray[np.int64]) -> tuple[Any, Any]:
-        places = order[rows]
+        places = order[np.searchsorted(positions, rows)]
         return take_rows(inputs, places), None if None in labels else [labels[place] for place in places]
 
-    return replace(batches, source=Indexed(len(order), take), chosen=np.arange(len(order)))
+    return replace(batches, source=Indexed(len(order), take), chosen=positions)
 
 
-def _on_cpu(inputs: Inputs) -> Inputs:
-    return inputs.cpu() if isinstance(inputs, Tensor) else {key: tensor.cpu() for key, tensor in inputs.items()}
+def _moved(inputs: Inputs, device: torch.device) -> Inputs:
+    return inputs.to(device) if isinstance(inputs, Tensor) else {key: each.to(device) for key, each in inputs.items()}

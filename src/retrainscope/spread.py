@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,15 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import (
-    N_RESAMPLES,
-    LayerEstimator,
-    baseline_classes,
-    check_class_counts,
-    reference_inputs,
-)
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_number
+from retrainscope.comparing import N_RESAMPLES, baseline_classes, check_class_counts
 from retrainscope.moments import (
     N_GROUPS,
     ClassMoments,
@@ -30,8 +24,9 @@ from retrainscope.moments import (
 from retrainscope.padding import mean_over_tokens
 from retrainscope.processes import gather, n_processes, rank
 from retrainscope.progress import progress_bar
+from retrainscope.reference import reference_inputs
 from retrainscope.scores import LayerScores, Measured, score
-from retrainscope.shares import Told, together
+from retrainscope.shares import Told, merged, together
 from retrainscope.tracing import run_layers
 
 __all__ = ["ActivationSpread"]
@@ -112,7 +107,8 @@ class ActivationSpread(LayerEstimator):
     ('0',)
     """
 
-    _shares_work: ClassVar[bool] = True
+    _takes_shares: ClassVar[bool] = True
+    _takes_pieces: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {"moments_": dict[str, ClassMoments], "_n_features": int}
     _unknown_kinds: ClassVar[dict[str, Any]] = {"neighbours_": dict[str, dict[Label, Label]]}
 
@@ -237,6 +233,7 @@ class ActivationSpread(LayerEstimator):
         for step, (batch, told) in enumerate(steps):
             groups = self._dealt(counter, told, most)
             if batch is None:
+                self._keep_pace(model, batches)
                 continue
 
             def measured(piece: Batch, number: int = step * n_processes() + rank()) -> dict[str, Tensor]:
@@ -262,7 +259,9 @@ class ActivationSpread(LayerEstimator):
                     moments[name].add(features, _labels(piece), mine)
         sums = {name: running.moments() for name, running in moments.items()}
         layers = next(filter(None, gather("the layers measured", [*sums])))  # a process may have had no batch
-        return {layer: self._merged(layer, sums.get(layer), counter) for layer in layers}
+        # Layer by layer, since they may be large.
+        whole = {layer: merged(f"moments of {layer!r}", sums.get(layer)) for layer in layers}
+        return {layer: each.only(counter.classes).ordered() for layer, each in whole.items()}
 
     def _dealt(self, counter: GroupCounter, told: list[Told], most: float) -> NDArray[np.int64]:
         """Deal the batches of all processes to groups, as one process would; return the groups of this one's."""
@@ -272,11 +271,6 @@ class ActivationSpread(LayerEstimator):
             if self._n_features > 1 and counter.n_classes * N_GROUPS * self._n_features > most:
                 raise _TooManyClassesError(counter.n_classes)
         return dealt[rank()]
-
-    def _merged(self, layer: str, mine: ClassMoments | None, counter: GroupCounter) -> ClassMoments:
-        """Return the moments of a layer of all processes; layer by layer, since they may be large."""
-        parts = [part for part in gather(f"moments of {layer!r}", mine) if part is not None]
-        return reduce(ClassMoments.merge, parts).only(counter.classes).ordered()
 
     def _features(self, name: str, output: Tensor, mask: Tensor | None) -> Tensor:
         """Return what is measured of an output, of shape (n_samples, n_features)."""

@@ -1,8 +1,7 @@
 """`TangentProbe`: a forecast of fine-tuning, from gradients of the network as it is."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,27 +10,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import N_RESAMPLES, LayerEstimator, check_class_counts
-from retrainscope.batches import Batch, Batches, Inputs, Label, ordered_classes
+from retrainscope.base import LayerEstimator
+from retrainscope.batches import Batch, Batches, Label, ordered_classes
 from retrainscope.checks import check_number
-from retrainscope.exceptions import InvalidDataError, NonFiniteError
+from retrainscope.comparing import check_class_counts
+from retrainscope.exceptions import InvalidDataError
 from retrainscope.forecast import Forecast
 from retrainscope.gradient_features import gradient_features
 from retrainscope.heads import check_classes, head_inputs, own_places
+from retrainscope.kernels import Body, check_finite, draw_directions, head_kernel, scaled
 from retrainscope.lending import start_random
 from retrainscope.memory import memory_needed
 from retrainscope.normalisation import renewed_statistics, running_norms
-from retrainscope.policies import NONE, policy_name, policy_sets
+from retrainscope.policies import policy_sets
+from retrainscope.predicted import Predicted, bootstrap, checked_groups
 from retrainscope.processes import agree, digest_of, from_first, gather, in_turns, n_processes
 from retrainscope.progress import progress_bar
-from retrainscope.ridge import LeftOut, kernel_ridge
-from retrainscope.scores import LayerScores, Measured, score
+from retrainscope.ridge import kernel_ridge
+from retrainscope.scores import LayerScores
 from retrainscope.shares import everywhere, together
 
 __all__ = ["TangentProbe"]
 
 _MOST_SAMPLES = 600  # of the unknown data: time grows with the cube of them, memory with the square
-_LAYER_SCALE = 0.01  # of a layer's kernel against the head's; chosen on the tuning tasks of the benchmark
 
 Floats = NDArray[np.float64]
 
@@ -121,7 +122,7 @@ class TangentProbe(LayerEstimator):
     ('none', 'head', 'all')
     """
 
-    _shares_work: ClassVar[bool] = True
+    _takes_shares: ClassVar[bool] = True
     _known_kinds: ClassVar[dict[str, Any]] = {
         "_n_outputs": int,
         "_n_known": int,
@@ -246,7 +247,9 @@ class TangentProbe(LayerEstimator):
         rng: np.random.Generator,
         groups: Sequence[Label] | NDArray[Any] | None = None,
     ) -> LayerScores:
-        return self._scores(self._measure_unknown(model, batches, policy_sets(self.layers_.names, None), rng, groups))
+        predicted = self._measure_unknown(model, batches, policy_sets(self.layers_.names, None), rng, groups)
+        known = self._known_counts if self._known_classes else np.array([float(self._n_known)])
+        return predicted.scores(self.layers_, self._known_classes, known, type(self).__name__)
 
     def _measure_unknown(
         self,
@@ -255,7 +258,7 @@ class TangentProbe(LayerEstimator):
         sets: tuple[tuple[str, ...], ...],
         rng: np.random.Generator,
         groups: Sequence[Label] | NDArray[Any] | None,
-    ) -> "_Predicted":
+    ) -> Predicted:
         """Predict every sample by the others with each set of layers; keep the forecast."""
         chosen, labels, members = self._chosen(batches, groups)
         classes = ordered_classes(labels)
@@ -265,13 +268,13 @@ class TangentProbe(LayerEstimator):
         places = {label: place for place, label in enumerate(classes)}
         targets = np.array([places[label] for label in labels])
         features, outputs, kernels = self._kernels(model, chosen)
-        scaled = _scaled(kernels, self.layers_.n_parameters, np.trace(_head_kernel(features)))
+        brought = scaled(kernels, self.layers_.n_parameters, np.trace(head_kernel(features)))
         bases = self._head_kernels(model, chosen, features, sets)
-        left_out = kernel_ridge(scaled, bases, targets, sets, groups=members)
+        left_out = kernel_ridge(brought, bases, targets, sets, groups=members)
         own = own_places(self._n_outputs, self._known_classes, classes)
         as_is = None if own is None else outputs.argmax(axis=1) == np.array([own[label] for label in labels])
-        predicted = _Predicted(left_out, sets, classes, targets, members, _bootstrap(targets, members, rng))
-        self.forecast_ = from_first("the forecast", self._forecast(predicted, as_is))
+        predicted = Predicted(left_out, sets, classes, targets, members, bootstrap(targets, members, rng))
+        self.forecast_ = from_first("the forecast", predicted.forecast(self.layers_, as_is, self._known_accuracy))
         return predicted
 
     def _chosen(
@@ -283,7 +286,7 @@ class TangentProbe(LayerEstimator):
             for one in told:
                 for label, position in zip(one.labels, one.positions, strict=True):
                     rows.setdefault(label, []).append(int(position))
-        named = _checked_groups(groups, sum(map(len, rows.values())))
+        named = checked_groups(groups, sum(map(len, rows.values())))
         if groups is not None and batches.distributed:
             raise InvalidDataError(
                 "The 'groups' parameter is in the order of the data, which a DistributedSampler changes. Give the data "
@@ -303,9 +306,9 @@ class TangentProbe(LayerEstimator):
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
         features, outputs = from_first("the features", self._features(model, batches))
-        body = _Body(model, self.layers_.head)
+        body = Body(model, self.layers_.head)
         owned = {name: [f"model.{p}" for p in self.layers_.parameters[name]] for name in self.layers_.names}
-        directions = _directions(features.shape[1], self.n_directions, self._seed)
+        directions = draw_directions(features.shape[1], self.n_directions, self._seed)
         with progress_bar(what="gradients", progress=self.progress, total=len(directions) * len(features)) as bar:
             found = gradient_features(
                 body,
@@ -320,7 +323,7 @@ class TangentProbe(LayerEstimator):
             )
         kernels = {name: (rows @ rows.T).cpu().double().numpy() for name, rows in found.items()}
         for name, kernel in kernels.items():
-            _check_finite(kernel, f"The gradients of the layer {name!r} have")
+            check_finite(kernel, f"The gradients of the layer {name!r} have")
         return features, outputs, kernels
 
     def _features(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats]:
@@ -331,7 +334,7 @@ class TangentProbe(LayerEstimator):
                 inputs.append(before.cpu().double().numpy())  # on the CPU first: not every device has doubles
                 outputs.append(after.cpu().double().numpy())
         features = np.concatenate(inputs)
-        _check_finite(features, "What goes into the head has")
+        check_finite(features, "What goes into the head has")
         return features, np.concatenate(outputs)
 
     def _ends(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -343,170 +346,33 @@ class TangentProbe(LayerEstimator):
         self, model: nn.Module, batches: Batches, features: Floats, sets: Iterable[tuple[str, ...]]
     ) -> Iterator[Floats]:
         """Yield the head's kernel for each set, from its inputs as they are once the set's statistics are renewed."""
-        frozen = _head_kernel(features)
+        frozen = head_kernel(features)
         shuffled = batches.subset(np.array(batches.chosen), order_seed=self._seed)
         parts = self._parts.under("unknown")
 
         def kernel(numbered: tuple[int, tuple[str, ...]]) -> Floats | None:
-            number, names = numbered
-            norms = running_norms(model, (buffer for name in names for buffer in self.layers_.buffers[name]))
+            norms = running_norms(model, (buffer for name in numbered[1] for buffer in self.layers_.buffers[name]))
             if not norms:
                 return None
-            kept = parts.get(f"head-{number}")
-            if kept is not None:
-                found: Floats = kept.numpy()
-                return found
             start_random(self._seed)
             with (
                 memory_needed("in renewing batch statistics", batches.batch_size),
                 renewed_statistics(model, norms, shuffled),
             ):
-                renewed = _head_kernel(self._features(model, batches)[0])
+                renewed = head_kernel(self._features(model, batches)[0])
             renewed *= np.trace(frozen) / np.trace(renewed)
-            if parts.due():
-                parts.put(f"head-{number}", torch.from_numpy(renewed))
             return renewed
 
-        for renewed in in_turns("the head's kernels", enumerate(sets), kernel):
+        # What is kept is all told before, as processes do not tell each other at work.
+        numbered = [*enumerate(sets)]
+        kept = {number: parts.get(f"head-{number}") for number, _ in numbered}
+        left = [one for one in numbered if kept[one[0]] is None]
+        found = in_turns("the head's kernels", left, kernel)
+        for number, _ in numbered:
+            if kept[number] is not None:
+                yield kept[number].numpy()
+                continue
+            renewed = next(found)
+            if renewed is not None and parts.due():
+                parts.put(f"head-{number}", torch.from_numpy(renewed))
             yield frozen if renewed is None else renewed
-
-    def _forecast(self, predicted: "_Predicted", as_is: NDArray[np.bool_] | None) -> Forecast:
-        targets, errors, hits = predicted.targets, predicted.found.errors, predicted.found.hits.astype(np.float64)
-        trained = predicted.sets
-        names = tuple(policy_name(policy, self.layers_.names) for policy in trained)
-        if as_is is not None:
-            errors = np.concatenate([np.full((1, len(targets)), np.nan), errors])
-            hits, trained, names = np.concatenate([as_is[None], hits]), ((), *trained), (NONE, *names)
-        counts = np.bincount(targets)
-        independent = [len(np.unique(predicted.groups[targets == target])) for target in range(len(counts))]
-        return Forecast(
-            policies=names,
-            trained=trained,
-            layers=self.layers_.names,
-            head=self.layers_.head,
-            n_parameters=self.layers_.n_parameters,
-            error=errors.mean(axis=1),
-            accuracy=hits.mean(axis=1),
-            draws=predicted.weights @ errors.T,
-            accuracy_draws=predicted.weights @ hits.T,
-            chance=float(counts.max() / counts.sum()),
-            chance_error=float(1 - np.square(counts / counts.sum()).sum()),
-            n_samples=len(targets),
-            n_classes=len(counts),
-            smallest_class=min(independent),
-            known_accuracy=self._known_accuracy,
-        )
-
-    def _scores(self, predicted: "_Predicted") -> LayerScores:
-        """Compare the error with the head alone to that with each layer, overall and for each class."""
-        found, sets, classes, targets = predicted.found, predicted.sets, predicted.classes, predicted.targets
-        weights = np.concatenate([np.full((1, len(targets)), 1 / len(targets)), predicted.weights])
-        inside = np.eye(len(classes))[targets]
-        split = np.concatenate([np.ones((len(targets), 1)), inside], axis=1)
-
-        def means(errors: Floats) -> Floats:
-            """Return weighted means of shape (n_draws, 1 + n_classes, n_sets)."""
-            sums = np.einsum("dn,nc,sn->dcs", weights, split, errors)
-            averages: Floats = sums / (weights @ split)[..., None]
-            return averages
-
-        frozen = means(found.errors[[sets.index(())]])
-        retrained = means(found.errors[[sets.index((name,)) for name in self.layers_.names]])
-        ratio = frozen / retrained
-        counts = np.bincount(targets).astype(np.float64)
-        unit = np.ones((len(ratio), 1 + len(self._known_classes), ratio.shape[-1]))
-        known = self._known_counts if self._known_classes else np.array([float(self._n_known)])
-        return score(
-            Measured(values=unit, reference=None, classes=self._known_classes, counts=known),
-            Measured(values=ratio, reference=None, classes=classes, counts=counts),
-            layers=self.layers_.names,
-            labelled=True,
-            estimator=type(self).__name__,
-            measure="forecast error with the layer frozen over that with it retrained",
-            unit="ratio",
-            reference_name="",
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Predicted:
-    """Samples predicted by the others with each set of layers."""
-
-    found: LeftOut
-    sets: tuple[tuple[str, ...], ...]
-    classes: tuple[Label, ...]
-    targets: NDArray[np.int64]  # places among the classes
-    groups: NDArray[np.int64]
-    weights: Floats  # of the samples in each bootstrap draw
-
-
-class _Body(nn.Module):
-    """A model up to its head."""
-
-    def __init__(self, model: nn.Module, head: str) -> None:
-        super().__init__()
-        self.model, self.head = model, head
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        inputs: Inputs = args[0] if args else kwargs
-        return head_inputs(self.model, self.head, inputs)[0]
-
-
-def _head_kernel(features: Floats) -> Floats:
-    """Return the products of what goes into the head, its bias included."""
-    products: Floats = features @ features.T + 1
-    return products
-
-
-def _directions(n_features: int, n: int, seed: int) -> Tensor:
-    """Draw random orthogonal directions of length one, as many as there can be."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(n_features, min(n, n_features), generator=generator, dtype=torch.float64)
-    orthogonal, _ = torch.linalg.qr(drawn)
-    directions: Tensor = orthogonal.T.float().contiguous()
-    return directions
-
-
-def _check_finite(values: Floats, what: str) -> None:
-    if not np.isfinite(values).all():
-        raise NonFiniteError(
-            f"{what} NaN or infinity for the unknown data. Check the weights and the scale of the inputs or, if the "
-            "model is in half precision, give model.float()."
-        )
-
-
-def _scaled(kernels: Mapping[str, Floats], n_parameters: Mapping[str, int], head: float) -> dict[str, Floats]:
-    """Divide each layer's kernel by the root mean square of its gradients, and bring all to a share of the head's."""
-    adapted = {}
-    for name, kernel in kernels.items():
-        mean_square = np.trace(kernel) / len(kernel) / max(1, n_parameters[name])
-        adapted[name] = kernel / np.sqrt(mean_square) if mean_square > 0 else kernel
-    mean = np.mean([np.trace(kernel) for kernel in adapted.values()])
-    if not mean > 0:
-        raise InvalidDataError("No layer's weights change what goes into the head: nothing can be forecast.")
-    return {name: kernel * (_LAYER_SCALE * head / mean) for name, kernel in adapted.items()}
-
-
-def _checked_groups(groups: Sequence[Label] | NDArray[Any] | None, n_samples: int) -> Sequence[Label]:
-    """Return what each sample is a part of; by default of nothing but itself."""
-    if groups is None:
-        return range(n_samples)
-    listed = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else groups
-    if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != n_samples:
-        got = f"{len(listed)} entries" if isinstance(listed, Sized) else type(groups).__name__
-        raise InvalidDataError(
-            f"The 'groups' parameter must have one entry for each of the {n_samples} samples of the unknown data, in "
-            f"their order. Got {got}."
-        )
-    return listed
-
-
-def _bootstrap(targets: NDArray[np.int64], groups: NDArray[np.int64], rng: np.random.Generator) -> Floats:
-    """Draw the groups of each class with replacement, as many as there are; return weights, which sum to one."""
-    weights = np.zeros((N_RESAMPLES, len(targets)))
-    for target in range(int(targets.max()) + 1):
-        rows = np.flatnonzero(targets == target)
-        units, unit = np.unique(groups[rows], return_inverse=True)
-        drawn = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), size=N_RESAMPLES)[:, unit]
-        weights[:, rows] = drawn * (len(rows) / drawn.sum(axis=1, keepdims=True))
-    return weights / len(targets)

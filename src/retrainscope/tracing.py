@@ -19,6 +19,7 @@ from retrainscope.exceptions import (
 )
 from retrainscope.outputs import is_packed, output_of, with_output
 from retrainscope.padding import real_tokens, token_mask
+from retrainscope.sharding import is_sharded
 
 __all__ = [
     "call_model",
@@ -136,6 +137,8 @@ def run_layers(
     n_samples = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
     mask = token_mask(inputs)
     seen: set[str] = set()
+    # What brings parameters together does not stand being left half-way: neither here nor in other processes.
+    to_its_end, failed = is_sharded(model), list[Exception]()
     kept: dict[str, Tensor] = {}  # of calls whose last one or sum counts; else nothing outlives its hook
 
     def finite(name: str, output: Tensor) -> bool:
@@ -164,14 +167,24 @@ def run_layers(
             return
         check_and_visit(name, output)
         seen.add(name)
-        if len(seen) == len(modules):
+        if len(seen) == len(modules) and not to_its_end:
             raise _AllSeen
 
+    def at_each_or_later(name: str, output: Tensor) -> None:
+        try:
+            at_each(name, output)
+        except Exception as error:
+            failed.append(error)
+
     try:
-        with _hooked(modules, at_each, n_tokens=None if mask is None else mask.shape[1]):
+        with _hooked(
+            modules, at_each_or_later if to_its_end else at_each, n_tokens=None if mask is None else mask.shape[1]
+        ):
             call_model(model, inputs)
     except _AllSeen:
         return
+    if failed:
+        raise failed[0]
     missing = sorted(set(modules) - seen - set(kept))
     if missing:
         raise LayerNotRunError(

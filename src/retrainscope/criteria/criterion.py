@@ -10,15 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import LayerEstimator, baseline_classes, check_class_counts, reference_inputs
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches
 from retrainscope.checks import check_number
+from retrainscope.comparing import baseline_classes, check_class_counts
 from retrainscope.criteria.pooling import channel_axis, pooled
 from retrainscope.criteria.sampling import ClassSample, Draw, Reservoir, deal, halved
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.padding import mean_over_tokens
+from retrainscope.processes import gather, in_turns, n_processes, rank
 from retrainscope.progress import progress_bar
+from retrainscope.reference import reference_inputs
 from retrainscope.scores import LayerScores, Measured, score
+from retrainscope.shares import together
 from retrainscope.tracing import run_layers
 
 __all__ = ["FeatureCriterion", "Features", "joined"]
@@ -88,6 +92,8 @@ class FeatureCriterion(LayerEstimator):
         Features of known samples by layer; under ``""`` those of the input.
     """
 
+    _takes_shares: ClassVar[bool] = True
+    _takes_pieces: ClassVar[bool] = True
     _measure: ClassVar[str]
     _unit: ClassVar[str]
     _in_nats: ClassVar[bool] = False
@@ -176,8 +182,9 @@ class FeatureCriterion(LayerEstimator):
             rows, n_half = halved(sizes, n, rng)
             plan.append(deal(rows, order, n_classes=n_classes, n=n_half, n_rounds=n_rounds))
         what = f"{type(self).__name__} of {name}"
-        places = progress_bar((_INPUT, *self.layers_.names), what=what, progress=self.progress)
-        by_class = np.stack([self._resampled(sample.features[place], plan) for place in places], axis=-1)
+        places = (_INPUT, *self.layers_.names)
+        found = in_turns(what, places, lambda place: self._resampled(sample.features[place], plan))
+        by_class = np.stack([*progress_bar(found, what=what, progress=self.progress, total=len(places))], axis=-1)
         floor = self._floor / (n_classes * n)
         values = np.concatenate([by_class.mean(axis=1, keepdims=True), by_class], axis=1)
         values = _mirrored(values, floor=floor, in_nats=self._in_nats)
@@ -195,21 +202,25 @@ class FeatureCriterion(LayerEstimator):
         reservoir = Reservoir(self.samples_per_class, np.random.default_rng(self._seed))
         names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
         kept: dict[str, dict[int, Row]] = {name: {} for name in (_INPUT, *self.layers_.names)}
-        bar = progress_bar(batches, what=f"features of {batches.name}", progress=self.progress, total=batches.n_batches)
-        for number, batch in enumerate(bar):
-            if batch.labels is None:
+        total = None if batches.n_batches is None else -(-batches.n_batches // n_processes())
+        steps = progress_bar(together(batches), what=f"features of {batches.name}", progress=self.progress, total=total)
+        for step, (batch, told) in enumerate(steps):
+            labels = [label for one in told for label in one.labels]
+            if None in labels:
                 raise InvalidDataError(
                     f"{type(self).__name__} needs labels, and the {batches.name} data has none. Give (X, y), or take a "
                     "criterion that does without, such as ActivationSpread."
                 )
-            stay, leave = reservoir.offer(batch.labels, batch.positions)
+            _, leave = reservoir.offer(labels, np.concatenate([one.positions for one in told]))
             for rows in kept.values():
                 for position in leave:
                     rows.pop(position, None)
-            if not len(stay):
+            stay = [] if batch is None else [row for row, p in enumerate(batch.positions.tolist()) if p not in leave]
+            if batch is None or not stay:
+                self._keep_pace(model, batches)
                 continue
 
-            def keep(piece: Batch, number: int = number) -> None:
+            def keep(piece: Batch, number: int = step * n_processes() + rank()) -> None:
                 positions, mask = piece.positions.tolist(), piece.mask
 
                 def visit(name: str, output: Tensor) -> None:
@@ -225,9 +236,14 @@ class FeatureCriterion(LayerEstimator):
                 with torch.no_grad():
                     run_layers(model, piece.inputs, names, visit, **options)
 
-            for _ in self._halving.run(batch.take(stay), keep):
+            for _ in self._halving.run(batch.take(np.array(stay)), keep):
                 pass
         chosen = reservoir.chosen
+        for axes in gather("the axes of channels", self._channel_axes):  # a process may have had no batch
+            self._channel_axes |= axes
+        for name in kept:  # layer by layer, since they may be large
+            found = gather(f"features of {name!r}", kept[name])
+            kept[name] = {position: row for rows in found for position, row in rows.items()}
         sample = ClassSample(
             classes=tuple(chosen),
             features={name: [np.stack([rows[p] for p in chosen[c]]) for c in chosen] for name, rows in kept.items()},

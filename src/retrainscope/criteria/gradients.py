@@ -1,14 +1,16 @@
 """Published criteria on the gradient of the loss as estimators: how strongly the data pulls at each layer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import N_RESAMPLES
-from retrainscope.batches import Batches, Label
+from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_choice, check_number
+from retrainscope.comparing import N_RESAMPLES
 from retrainscope.criteria.gradient_statistics import class_signal_to_noise, relative_norm
 from retrainscope.criteria.losses import (
     GradientCriterion,
@@ -19,6 +21,7 @@ from retrainscope.criteria.losses import (
     sample_loss,
 )
 from retrainscope.moments import N_GROUPS, ClassMoments, GroupCounter, class_means, half_samples, moments_of
+from retrainscope.processes import in_turns
 from retrainscope.progress import progress_bar
 from retrainscope.sample_gradients import summed_gradient
 
@@ -133,15 +136,10 @@ class RelativeGradientNorm(GradientCriterion):
                 names = {layer: list(counting[layer]) for layer in self.layers_.names}
                 weights = {layer: _flat(counting[layer].values()) for layer in names}
                 groups = mini_batches(part.sample, self._sizes(), rng)
-                for (label, rows), batches in zip(groups, batches_of(part.sample, groups), strict=True):
-                    summed = [
-                        summed_gradient(part.network, batch.inputs, part.targets(batch), sample_loss, names)
-                        for batch in batches
-                    ]
-                    means = {
-                        layer: torch.stack([found[layer] for found in summed]).sum(0) / len(rows) for layer in names
-                    }
-                    norms.append([relative_norm(means[layer], weights[layer]) for layer in names])
+                work = partial(_relative_norms, part, batches_of(part.sample), names, weights)
+                found = in_turns("gradients of mini-batches", [rows for _, rows in groups], work)
+                for (label, _), row in zip(groups, found, strict=True):
+                    norms.append(row)
                     labels.append(label)
                     bar.update()
         return moments_of(torch.tensor(norms, dtype=torch.float64), labels, GroupCounter().deal(labels))
@@ -369,6 +367,21 @@ class EmpiricalFisher(GradientCriterion):
         weights = half_samples(first.counts, N_RESAMPLES, rng)
         means = np.concatenate([class_means(gradients[layer], weights) for layer in self.layers_.names], axis=-1)
         return Resampled(means[:, 0], means[:, 1:])
+
+
+def _relative_norms(
+    part: HeadedSample,
+    read: Callable[[NDArray[np.int64]], list[Batch]],
+    names: Mapping[str, Sequence[str]],
+    weights: Mapping[str, Tensor],
+    rows: NDArray[np.int64],
+) -> list[float]:
+    """Return the norm of a mini-batch's mean gradient relative to that of the weights, by layer."""
+    summed = [
+        summed_gradient(part.network, batch.inputs, part.targets(batch), sample_loss, names) for batch in read(rows)
+    ]
+    means = {layer: torch.stack([found[layer] for found in summed]).sum(0) / len(rows) for layer in names}
+    return [relative_norm(means[layer], weights[layer]) for layer in names]
 
 
 def _counting(network: nn.Module, owned: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Tensor]]:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from retrainscope.base import LayerEstimator, baseline_classes, check_class_counts
+from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label, ordered_classes
 from retrainscope.checks import check_number
+from retrainscope.comparing import baseline_classes, check_class_counts
 from retrainscope.dryrun import first_samples
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.heads import (
@@ -27,9 +28,11 @@ from retrainscope.heads import (
     with_head,
 )
 from retrainscope.moments import ClassMoments, GroupCounter, RunningMoments
+from retrainscope.processes import n_processes, rank
 from retrainscope.progress import progress_bar
 from retrainscope.sample_gradients import sample_gradients
 from retrainscope.scores import LayerScores, Measured, score
+from retrainscope.shares import dealt, everywhere, merged, together
 from retrainscope.tracing import run_layers
 
 __all__ = [
@@ -134,6 +137,7 @@ class GradientCriterion(LayerEstimator):
     head as given. If every unknown class is a known one, the known data is measured on those classes alone.
     """
 
+    _takes_shares: ClassVar[bool] = True
     _measure: ClassVar[str]
     _unit: ClassVar[str]
 
@@ -211,25 +215,22 @@ class GradientCriterion(LayerEstimator):
     def _sample(self, model: nn.Module, batches: Batches) -> LabelledSample:
         """Look at all samples, and draw some of each class."""
         name, rows = batches.name, dict[Label, list[int]]()
-        bar = progress_bar(batches, what=f"layers of {name}", progress=self.progress, total=batches.n_batches)
-        for number, batch in enumerate(bar):
-            if batch.labels is None:
-                raise InvalidDataError(
-                    f"{type(self).__name__} needs labels, and the {name} data has none. Give (X, y), or take a "
-                    "criterion that does without, such as ActivationSpread."
-                )
-            for label, position in zip(batch.labels, batch.positions, strict=True):
-                rows.setdefault(label, []).append(int(position))
-            with torch.no_grad():
-                run_layers(
-                    model,
-                    batch.inputs,
-                    self.layers_.names,
-                    lambda *_: None,
-                    calls=self.calls,
-                    token_axes=self._token_axes,
-                    where=f"batch {number} of the {name} data",
-                )
+        total = None if batches.n_batches is None else -(-batches.n_batches // n_processes())
+        steps = progress_bar(together(batches), what=f"layers of {name}", progress=self.progress, total=total)
+        for step, (batch, told) in enumerate(steps):
+            for one in told:
+                if None in one.labels:
+                    raise InvalidDataError(
+                        f"{type(self).__name__} needs labels, and the {name} data has none. Give (X, y), or take a "
+                        "criterion that does without, such as ActivationSpread."
+                    )
+                for label, position in zip(one.labels, one.positions.tolist(), strict=True):
+                    rows.setdefault(label, []).append(position)
+            if batch is not None:
+                where = f"batch {step * n_processes() + rank()} of the {name} data"
+                options: dict[str, Any] = {"calls": self.calls, "token_axes": self._token_axes, "where": where}
+                with torch.no_grad():
+                    run_layers(model, batch.inputs, self.layers_.names, lambda *_: None, **options)
         classes = ordered_classes(rows)
         check_class_counts(classes, np.array([len(rows[label]) for label in classes], dtype=np.float64), name)
         rng = np.random.default_rng(self._seed)
@@ -240,7 +241,7 @@ class GradientCriterion(LayerEstimator):
         }
         positions = np.array(sorted(drawn))
         labels = tuple(drawn[int(position)] for position in positions)
-        return LabelledSample(batches.subset(positions), positions, labels)
+        return LabelledSample(everywhere(batches.subset(positions)), positions, labels)
 
     def _headed(self, model: nn.Module, sample: LabelledSample, own: bool) -> Iterator[HeadedSample]:
         """Yield all samples with the model, or each half with a new head fitted to the other."""
@@ -269,17 +270,20 @@ class GradientCriterion(LayerEstimator):
         owned = {layer: self.layers_.parameters[layer] for layer in self.layers_.names}
         with progress_bar(what="gradients of samples", progress=self.progress) as bar:
             for part in parts:
-                for batch in part.sample.batches:
-                    labels = batch.labels or ()
+                sample = part.sample
+                groups = counter.deal(sample.labels)
+                for batch in dealt(sample.batches):
+                    labels, places = batch.labels or (), np.searchsorted(sample.positions, batch.positions)
                     targets = part.targets(batch)
-                    for found in sample_gradients(part.network, batch.inputs, targets, sample_loss, owned):
-                        n = len(next(iter(found.values())))
-                        mine, labels = labels[:n], labels[n:]
-                        groups = counter.deal(mine)
-                        for layer, gradients in found.items():
-                            moments[layer].add(features(gradients), mine, groups)
+                    for rows in sample_gradients(part.network, batch.inputs, targets, sample_loss, owned):
+                        n = len(next(iter(rows.values())))
+                        for layer, gradients in rows.items():
+                            moments[layer].add(features(gradients), labels[:n], groups[places[:n]])
+                        labels, places = labels[n:], places[n:]
                         bar.update(n)
-        return {layer: running.moments().ordered() for layer, running in moments.items()}
+        sums = {layer: running.moments() for layer, running in moments.items()}
+        found = {layer: merged(f"gradients of {layer!r}", sums.get(layer)) for layer in owned}
+        return {layer: each.only(counter.classes).ordered() for layer, each in found.items()}
 
     def _compared(
         self, known: tuple[LabelledSample, Resampled], unknown: tuple[LabelledSample, Resampled]
@@ -323,13 +327,15 @@ def mini_batches(
     return groups
 
 
-def batches_of(sample: LabelledSample, groups: Iterable[tuple[Label, NDArray[np.int64]]]) -> Iterator[list[Batch]]:
-    """Yield each mini-batch: in one batch, or, of a stream, in parts of the batches that it comes in."""
+def batches_of(sample: LabelledSample) -> Callable[[NDArray[np.int64]], list[Batch]]:
+    """Return what reads samples by their numbers: in one batch, or, of a stream, in parts of those that it comes in."""
     kept = [] if sample.batches.indexed else list(sample.batches)
-    for _, rows in groups:
+
+    def read(rows: NDArray[np.int64]) -> list[Batch]:
         wanted = sample.positions[rows]
         if sample.batches.indexed:
-            yield [replace(sample.batches.subset(wanted), batch_size=len(wanted)).first()]
-            continue
+            return [replace(sample.batches.subset(wanted), batch_size=len(wanted)).first()]
         places = [(batch, np.flatnonzero(np.isin(batch.positions, wanted))) for batch in kept]
-        yield [batch.take(inside) for batch, inside in places if len(inside)]
+        return [batch.take(inside) for batch, inside in places if len(inside)]
+
+    return read

@@ -1,6 +1,6 @@
 """How alike a layer of two networks is: `compare_layers` by centred kernel alignment."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,15 +10,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from retrainscope.base import autograd_on
 from retrainscope.batches import Batch, Inputs, as_batches
 from retrainscope.checks import check_device
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.layers import layers_of
-from retrainscope.lending import borrow, model_place
+from retrainscope.lending import autograd_on, borrow, model_place
 from retrainscope.padding import mean_over_tokens
+from retrainscope.processes import in_step, n_processes, rank
 from retrainscope.progress import progress_bar
 from retrainscope.saving import import_pandas, load_json, save_json
+from retrainscope.shares import check_same, in_order, together
 from retrainscope.tables import Shown, Table, number_text
 from retrainscope.tracing import named_layers, run_layers
 
@@ -240,31 +241,39 @@ def compare_layers(
     (home, dtype), (other_home, other_dtype) = model_place(model), model_place(other)
     target = None if device is None else check_device(device)
     batches = as_batches(X, name="given", batch_size=batch_size, device=target or home, dtype=dtype)
-    with autograd_on(), borrow(model, device=target) as one, borrow(other, device=target) as two, torch.no_grad():
+    with (
+        in_step(),
+        autograd_on(),
+        borrow(model, device=target) as one,
+        borrow(other, device=target) as two,
+        torch.no_grad(),
+    ):
+        check_same({"layers": layers, "head": head, "batch_size": batch_size}, model, batches)
+        check_same({}, other)
         found = layers_of(one, batches.first(), layers=layers, head=head, input_layer=input_layer, calls=calls)
         named_layers(two, found.names)
-        sums, strengths = np.zeros((3, len(found.names))), np.zeros((2, len(found.names)))
-        n_samples, n_batches = 0, 0
-        bar = progress_bar(batches, what="similarity of layers", progress=progress, total=batches.n_batches)
-        for number, batch in enumerate(bar):
-            if len(batch) < _LEAST_SAMPLES:
+        mine = list[tuple[int, Floats] | None]()  # of each batch the number of samples, and the sums
+        total = None if batches.n_batches is None else -(-batches.n_batches // n_processes())
+        steps = progress_bar(together(batches), what="similarity of layers", progress=progress, total=total)
+        for step, (batch, _) in enumerate(steps):
+            if batch is None or len(batch) < _LEAST_SAMPLES:
+                mine.append(None)
                 continue
-            there = _placed(batch, target or other_home, other_dtype)
+            there, where = _placed(batch, target or other_home, other_dtype), f"batch {step * n_processes() + rank()}"
             kernels = [
-                _kernels(network, inputs, found.names, found.token_axes, calls, f"batch {number}")
+                _kernels(network, inputs, found.names, found.token_axes, calls, where)
                 for network, inputs in ((one, batch), (two, there))
             ]
-            for place, name in enumerate(found.names):
-                K, L = (side[name] for side in kernels)
-                sums[:, place] += [len(batch) * unbiased_hsic(*pair) for pair in ((K, L), (K, K), (L, L))]
-                strengths[:, place] += [len(batch) * np.square(kernel).mean() for kernel in (K, L)]
-            n_samples, n_batches = n_samples + len(batch), n_batches + 1
+            mine.append((len(batch), len(batch) * _sums(kernels, found.names)))
+        counted = in_order("similarities", mine)
+    n_samples, n_batches = sum(n for n, _ in counted), len(counted)
     if not n_batches:
         raise InvalidDataError(
             f"No batch of the given data has {_LEAST_SAMPLES} samples, which the comparison needs. Give more samples, "
             "or larger batches."
         )
-    joint, own = sums[0], sums[1:]
+    joint, *others = np.sum([each for _, each in counted], axis=0)
+    own, strengths = np.array(others[:2]), np.array(others[2:])
     reasons = tuple(map(_reason, own.T, strengths.T))
     defined = np.array([not why for why in reasons])
     values = np.full(len(found.names), np.nan)
@@ -287,6 +296,15 @@ def _kernels(
         network, batch.inputs, names, keep, calls=calls, token_axes=token_axes, where=f"{where} of the given data"
     )
     return kernels
+
+
+def _sums(kernels: Sequence[dict[str, Floats]], names: tuple[str, ...]) -> Floats:
+    """Return the HSIC of both, that of each with itself, and the mean squares of each, of shape (5, n_layers)."""
+    found = [
+        [unbiased_hsic(K, L), unbiased_hsic(K, K), unbiased_hsic(L, L), np.square(K).mean(), np.square(L).mean()]
+        for K, L in (tuple(side[name] for side in kernels) for name in names)
+    ]
+    return np.array(found).T
 
 
 def _kernel(features: Tensor) -> Floats:

@@ -1,7 +1,7 @@
 """A published criterion on the weights alone as an estimator: which layers stand out by their singular values."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batches
+from retrainscope.processes import in_turns
 from retrainscope.scores import LayerScores
 
 __all__ = ["SpectrumSNR", "spectrum_snr"]
@@ -110,6 +111,8 @@ class SpectrumSNR(LayerEstimator):
     (('0', '1', '2'), 1)
     """
 
+    _takes_shares: ClassVar[bool] = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -136,14 +139,11 @@ class SpectrumSNR(LayerEstimator):
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         del batches  # the weights alone count
         weights, users = dict(model.named_parameters()), _users(model)
-        self._kinds: dict[str, str] = {}
-        self.ratios_: dict[str, float] = {}
-        for layer in self.layers_.names:
-            for name in self.layers_.parameters[layer]:
-                weight = weights[name]
-                if weight.ndim > 1 and weight.is_floating_point():
-                    self._kinds[name] = _kind(users[name])
-                    self.ratios_[name] = spectrum_snr(_matrix(weight, users[name]))
+        owned = [name for layer in self.layers_.names for name in self.layers_.parameters[layer]]
+        names = [name for name in owned if weights[name].ndim > 1 and weights[name].is_floating_point()]
+        self._kinds = {name: _kind(users[name]) for name in names}
+        ratios = in_turns("the spectra", names, lambda name: spectrum_snr(_matrix(weights[name], users[name])))
+        self.ratios_ = dict(zip(names, ratios, strict=True))
 
     def _score(self, model: nn.Module, batches: Batches, rng: np.random.Generator) -> LayerScores:
         del model, batches, rng  # all is known from the weights, and nothing is drawn

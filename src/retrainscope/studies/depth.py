@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from retrainscope.descent import Descent
 from retrainscope.exceptions import MissingExtraError
 from retrainscope.plotting import PALETTE, new_figure
-from retrainscope.reconstruction import Inversion, invert_layers
+from retrainscope.rebuilding import Inversion
+from retrainscope.reconstruction import invert_layers
 from retrainscope.scores import CONFIDENCE
 from retrainscope.tables import Table, interval_text
 

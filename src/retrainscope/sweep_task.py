@@ -1,0 +1,268 @@
+"""What a sweep has to learn: data, classes, splits, and the models that every policy starts from."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retrainscope.batches import Batches, Label, ordered_classes
+from retrainscope.checks import check_number
+from retrainscope.dryrun import first_samples
+from retrainscope.evaluating import hits_of, mean_of
+from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.heads import (
+    check_classes,
+    collect_head_inputs,
+    fitted_head,
+    head_inputs,
+    output_places,
+    own_places,
+    predictions_of,
+    with_head,
+)
+from retrainscope.layers import Layers
+from retrainscope.lending import copy_model
+from retrainscope.memory import Halving
+from retrainscope.processes import from_first, n_processes
+
+__all__ = ["MakeOptimizer", "Options", "Task"]
+
+MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How every policy is trained."""
+
+    steps: int
+    batch_size: int
+    learning_rates: Sequence[float]
+    optimizer: MakeOptimizer
+    n_seeds: int
+    validation_size: float
+    test_size: float | None
+
+    def checked(self) -> "Options":
+        """Refuse what cannot be; return the options in Python's own numbers, which can be saved."""
+        for name in ("steps", "batch_size", "n_seeds"):
+            check_number(name, getattr(self, name), whole=True)
+        check_number("validation_size", self.validation_size, whole=False, below=1)
+        if self.test_size is not None:
+            check_number("test_size", self.test_size, whole=False, below=1)
+        rates = [*self.learning_rates] if isinstance(self.learning_rates, Iterable) else []
+        if not rates:
+            raise InvalidDataError(
+                "The 'learning_rates' parameter must be a sequence of at least one number. Got "
+                f"{self.learning_rates!r} instead."
+            )
+        for rate in rates:
+            check_number("learning_rates", rate, whole=False)
+        if not callable(self.optimizer):
+            raise InvalidDataError(
+                "The 'optimizer' parameter must be a callable (parameters, learning_rate) -> Optimizer, such as "
+                f"torch.optim.SGD. Got {self.optimizer!r} instead."
+            )
+        return replace(
+            self,
+            steps=int(self.steps),
+            batch_size=int(self.batch_size),
+            learning_rates=tuple(float(rate) for rate in rates),
+            n_seeds=int(self.n_seeds),
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who sees which samples of the unknown data, by their positions."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be learnt: data, classes, and the model that every policy starts from, one for each seed."""
+
+    layers: Layers
+    known: Batches
+    unknown: Batches
+    test: Batches
+    classes: tuple[Label, ...]  # of the unknown data, in the order of a new head's outputs
+    own_places: dict[Label, int] | None  # of these classes among the outputs of the model as given
+    known_places: dict[Label, int] | None  # of the known classes among the outputs of the model as given
+    known_before: float
+    splits: tuple[Split, ...]
+    heads: tuple[nn.Linear | None, ...]
+    n_samples: tuple[int, int, int, int]  # to train on, to validate and to test, and of the known data
+    seed: int
+    halving: Halving  # for what is only measured
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layers: Layers,
+        known: Batches,
+        unknown: Batches,
+        test: Batches | None,
+        options: Options,
+        seed: int,
+    ) -> "Task":
+        """Look at the data, refuse what cannot be learnt, split it, and fit the heads."""
+        halving = Halving()
+        with torch.no_grad():
+            ends = [found for _, found in halving.run(known.first(), lambda batch: predictions_of(model, batch.inputs))]
+        outputs = torch.cat(ends)
+        _check_scores(outputs)
+        n_outputs = outputs.shape[1]
+        labels, known_labels = _labels(unknown), _labels(known)
+        classes, known_classes = ordered_classes(labels), ordered_classes(known_labels)
+        check_classes(classes, "unknown")
+        if not unknown.indexed and _labels(unknown) != labels:
+            raise InvalidDataError(
+                "The unknown data comes in another order at every pass, so that test samples cannot be told from those "
+                "to train on. Give (X, y), a Dataset, or a DataLoader that shuffles by torch's generators."
+            )
+        test_labels = [] if test is None else _labels(test)
+        if test is not None:
+            _check_test_classes(ordered_classes(test_labels), classes)
+        splits = tuple(
+            _split(labels, classes, options, np.random.default_rng([seed, number])) for number in range(options.n_seeds)
+        )
+        own = own_places(n_outputs, known_classes, classes)
+        if own is not None and not layers.parameters[layers.head]:
+            raise UnsupportedModelError(
+                f"The head {layers.head!r} has no parameters to train. Name the last layer that has, with head=."
+            )
+        heads: tuple[nn.Linear | None, ...] = (None,) * len(splits)
+        try:  # refused here, before any training, where a new head does not fit
+            features, _ = collect_head_inputs(model, layers.head, unknown, halving)
+            heads = tuple(
+                _starting_head(model, layers.head, features, labels, classes, split, unknown, own, halving)
+                for split in splits
+            )
+        except UnsupportedModelError:
+            if own is None:
+                raise
+        heads = _same_heads(heads, known.device)
+        known_places = output_places(n_outputs, known_classes)
+        return cls(
+            layers=layers,
+            known=known,
+            unknown=unknown,
+            test=unknown if test is None else test,
+            classes=classes,
+            own_places=own,
+            known_places=known_places,
+            known_before=mean_of(None if known_places is None else hits_of(model, known, known_places, halving)),
+            splits=splits,
+            heads=heads,
+            n_samples=(
+                len(splits[0].train),
+                len(splits[0].validation),
+                len(test_labels) if splits[0].test is None else len(splits[0].test),
+                len(known_labels),
+            ),
+            seed=seed,
+            halving=halving,
+        )
+
+    def start(self, model: nn.Module, number: int) -> nn.Module:
+        """Return a copy of the model as every policy starts from it."""
+        head = self.heads[number]
+        return copy_model(model) if head is None else with_head(model, self.layers.head, head)
+
+    def places(self, number: int) -> dict[Label, int]:
+        """Return which output of the starting model stands for which unknown class."""
+        if self.heads[number] is None:
+            assert self.own_places is not None
+            return self.own_places
+        return {label: place for place, label in enumerate(self.classes)}
+
+
+def _starting_head(
+    model: nn.Module,
+    head: str,
+    features: Tensor,
+    labels: list[Label],
+    classes: tuple[Label, ...],
+    split: Split,
+    unknown: Batches,
+    own: dict[Label, int] | None,
+    halving: Halving,
+) -> nn.Linear | None:
+    """Fit a new head, or return None where the model's own is no worse on the validation samples."""
+    fitted = fitted_head(features[torch.from_numpy(split.train)], [labels[row] for row in split.train], classes)
+    renewed = with_head(model, head, fitted)
+    with torch.no_grad():
+        n_outputs = head_inputs(renewed, head, first_samples(unknown.first().inputs, 2))[1].shape[1]
+    if n_outputs != len(classes):
+        raise UnsupportedModelError(
+            f"With a new head {head!r} for {len(classes)} classes the model returns {n_outputs} class scores. Name the "
+            "layer that makes them with head=."
+        )
+    if own is None:
+        return fitted
+    validation = unknown.subset(split.validation)
+    places = {label: place for place, label in enumerate(classes)}
+    return (
+        None
+        if hits_of(model, validation, own, halving).mean() >= hits_of(renewed, validation, places, halving).mean()
+        else fitted
+    )
+
+
+def _same_heads(heads: tuple[nn.Linear | None, ...], device: torch.device) -> tuple[nn.Linear | None, ...]:
+    """Return the heads that process 0 has fitted: machines may round in other ways."""
+    if n_processes() == 1:
+        return heads
+    found = from_first("the new heads", [None if head is None else head.cpu() for head in heads])
+    return tuple(None if head is None else head.to(device) for head in found)
+
+
+def _labels(batches: Batches) -> list[Label]:
+    return [label for batch in batches for label in (batch.labels or (None,) * len(batch))]
+
+
+def _check_scores(outputs: Tensor) -> None:
+    """Refuse probabilities, on which cross-entropy would take the softmax a second time."""
+    if outputs.shape[1] > 1 and (outputs >= 0).all() and (outputs.float().sum(dim=1) - 1).abs().max() < 1e-3:
+        raise UnsupportedModelError(
+            "The model returns probabilities, and cross-entropy takes class scores, as they are before the softmax. "
+            "Leave the softmax out of the model: it changes no decision."
+        )
+
+
+def _check_test_classes(test: tuple[Label, ...], unknown: tuple[Label, ...]) -> None:
+    if test == (None,):
+        raise InvalidDataError("The test data has no labels, and this needs them. Give (X, y).")
+    strange = [label for label in test if label not in unknown]
+    if strange:
+        raise InvalidDataError(
+            f"The test data has classes that the unknown data lacks: {', '.join(map(repr, strange[:5]))}. Nothing can "
+            "be learnt about them; leave them out."
+        )
+
+
+def _split(labels: list[Label], classes: tuple[Label, ...], options: Options, rng: np.random.Generator) -> Split:
+    """Divide the samples of each class at random."""
+    parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
+    least = 3 if options.test_size is not None else 2
+    for label in classes:
+        rows = rng.permutation([row for row, other in enumerate(labels) if other == label])
+        n_test = 0 if options.test_size is None else max(1, round(options.test_size * len(rows)))
+        n_validation = max(1, round(options.validation_size * (len(rows) - n_test)))
+        if len(rows) - n_test - n_validation < 1:
+            held_out = f"{n_validation} to validate{f' and {n_test} to test' if n_test else ''}"
+            raise InvalidDataError(
+                f"The unknown class {label!r} has {len(rows)} sample{'' if len(rows) == 1 else 's'}: with {held_out} "
+                f"none is left to train on. Give at least {least}, better fifty, or hold out a smaller share."
+            )
+        for part, chosen in zip(parts, np.split(rows, [n_test, n_test + n_validation]), strict=True):
+            part.append(chosen)
+    test, validation, train = (np.sort(np.concatenate(part)) for part in parts)
+    return Split(train=train, validation=validation, test=None if options.test_size is None else test)
