@@ -19,7 +19,7 @@ MODULES = ["retrainscope", *(f"retrainscope.{name}" for name in ("criteria", "da
 NAMES = [(module, name) for module in MODULES for name in importlib.import_module(module).__all__]
 ENTRIES, NOTES = error_list.read_errors(PACKAGE)
 INTERNAL = {"_AllSeen", "_UnlikeError", "_TooManyClassesError"}  # caught again inside the library
-FOREIGN = {"ValueError", "argparse.ArgumentTypeError"}
+FOREIGN = {"ValueError", "argparse.ArgumentTypeError", "error", "kind"}  # the latter are raised elsewhere, and again
 
 
 def listed():
@@ -61,7 +61,9 @@ def test_every_raise_is_read():
 def test_every_error_has_a_cause_and_a_remedy():
     """On the page every message stands under its kind, with what was wrong and what to do."""
     page = error_list.page(PACKAGE)
-    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == [name for name in NOTES if name in exceptions.__all__]
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == [
+        name for name in NOTES if name in exceptions.__all__ and name != "RetrainscopeError"
+    ]  # of which all are kinds
     rows = re.findall(r"^\| (.*) \| (.*) \| (`.*`) \|$", page, re.MULTILINE)
     assert len({(entry.kind, entry.message) for entry in ENTRIES}) == len(rows)
     assert all(cause.strip() and remedy.strip() for cause, remedy, _ in rows)

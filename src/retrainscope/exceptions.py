@@ -24,8 +24,6 @@ __all__ = [
 class RetrainscopeError(Exception):
     """Base class of every error that this library raises on purpose.
 
-    Read what the process that is named wrote last, and make the same call in every process.
-
     Examples
     --------
     >>> import torch
@@ -57,7 +55,24 @@ class InvalidDataError(RetrainscopeError, ValueError):
 
 
 class CheckpointError(InvalidDataError):
-    """A checkpoint is damaged, another run's, or cannot be written."""
+    """A checkpoint is damaged, another run's, or cannot be written.
+
+    Name another file or folder with checkpoint=.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import torch
+    >>> import retrainscope as rs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> known = unknown = (torch.randn(20, 1), [0, 1] * 10)
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "run.json").write_text("no checkpoint")
+    ...     rs.recommend_layers(model, known, unknown, checkpoint=folder, random_state=0)
+    Traceback (most recent call last):
+    retrainscope.exceptions.CheckpointError: The folder ... holds something else (run.json), and no manifest.json. ...
+    """
 
 
 class NonFiniteError(InvalidDataError):
@@ -166,7 +181,17 @@ class UnsupportedModelError(RetrainscopeError, TypeError):
 
 
 class ProcessError(RetrainscopeError, RuntimeError):
-    """Another of several processes has failed, ended, or is not where this one is."""
+    """Another of several processes has failed, ended, or is not where this one is.
+
+    Look at the messages of the other processes; all of them have to make the same calls.
+
+    Examples
+    --------
+    >>> from retrainscope.exceptions import ProcessError
+    >>> raise ProcessError("Process 1 has waited for 60 seconds, and process 0 has not made the same call.")
+    Traceback (most recent call last):
+    retrainscope.exceptions.ProcessError: Process 1 has waited for 60 seconds, and process 0 has not made the same call.
+    """
 
 
 class MissingExtraError(RetrainscopeError, ImportError):

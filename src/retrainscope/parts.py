@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from retrainscope.checks import reason_of
-from retrainscope.exceptions import InvalidDataError
+from retrainscope.exceptions import CheckpointError, InvalidDataError
 from retrainscope.processes import from_first, rank
 from retrainscope.saving import write_bytes, write_text
 
@@ -50,7 +50,7 @@ class Parts:
 
         Raises
         ------
-        InvalidDataError
+        CheckpointError
             If the folder holds another run or something else, or a file is damaged.
         """
         manifest, parts = folder / _MANIFEST, cls(folder, fingerprint)
@@ -64,14 +64,14 @@ class Parts:
             found = json.loads(manifest.read_text(encoding="utf-8"))
             schema, same = int(found["schema"]), found["fingerprint"] == fingerprint
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidDataError(f"{manifest} is damaged ({reason_of(error)}). {_way_out(folder)}") from error
+            raise CheckpointError(f"{manifest} is damaged ({reason_of(error)}). {_way_out(folder)}") from error
         if schema > _SCHEMA_VERSION:
-            raise InvalidDataError(
+            raise CheckpointError(
                 f"{folder} was written by a newer version (schema {schema}; this one reads up to {_SCHEMA_VERSION}). "
                 f"Update retrainscope, or name another folder with checkpoint=."
             )
         if not same:
-            raise InvalidDataError(
+            raise CheckpointError(
                 f"{folder} holds parts of another run: model, data, settings and random_state must be the same. "
                 f"{_way_out(folder)}"
             )
@@ -141,7 +141,7 @@ class Parts:
         try:
             write()
         except OSError as error:
-            raise InvalidDataError(
+            raise CheckpointError(
                 f"{self._folder} cannot be written ({error.strerror or error}), so nothing more can be kept. Make "
                 "room, or name another folder with checkpoint=; what is there already is whole."
             ) from error
@@ -167,19 +167,19 @@ def check_folder(path: Any) -> Path:
             pass
         names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]  # drafts may be left over
     except OSError as error:
-        raise InvalidDataError(
+        raise CheckpointError(
             f"The checkpoint folder {folder} cannot be written ({error.strerror}). Name another one with checkpoint=."
         ) from error
     if names and _MANIFEST not in names:
-        raise InvalidDataError(
+        raise CheckpointError(
             f"The folder {folder} holds something else ({min(names)}), and no {_MANIFEST}. Name a new or an empty "
             "one with checkpoint=."
         )
     return folder
 
 
-def _damaged(path: Path, why: str) -> InvalidDataError:
-    return InvalidDataError(
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
         f"{path} is damaged, or was written by another run ({why}). Remove this file, and that part is done again; or "
         "name another folder with checkpoint=."
     )

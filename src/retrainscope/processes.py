@@ -180,37 +180,37 @@ def digests_of_model(model: nn.Module) -> dict[str, str]:
 
 def _exchange(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
     """Tell the others a result or an error; return their results."""
+    try:
+        return _exchanged(what, mine, error)
+    except RetrainscopeError as known:
+        vars(known)["_told"] = True  # all processes know of it
+        raise
+
+
+def _exchanged(what: str, mine: Any, error: tuple[str, str] | None) -> list[Any]:
     found: list[Any] = [None] * n_processes()
     try:
         distributed.all_gather_object(found, (what, mine, error), group=_group())
     except RuntimeError as lost:
         _leave()
-        raise _told(
-            ProcessError(
-                f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside, was "
-                "interrupted or ran out of memory: see what it wrote last."
-            )
+        raise ProcessError(
+            f"Process {rank()} lost touch with the others. Most likely one of them was ended from outside, was "
+            "interrupted or ran out of memory: see what it wrote last."
         ) from lost
     for number, (_, _, other) in enumerate(found):
         if other is not None:
-            kind: Any = getattr(exceptions, other[0], None)
-            text = other[1] if kind else f"{other[0]}: {other[1]}"
-            raise _told((kind or ProcessError)(f"Process {number} failed: {text}"))
+            name, text = other
+            kind: type[RetrainscopeError] | None = getattr(exceptions, name, None)
+            if kind is None:
+                raise ProcessError(f"Process {number} failed: {name}: {text}")
+            raise kind(f"Process {number} failed: {text}")
     places = [place for place, _, _ in found]
     if len(set(places)) > 1:
         told = ", ".join(f"process {number} is at {place!r}" for number, place in enumerate(places))
-        raise _told(
-            ProcessError(
-                f"The processes have come apart: {told}. Make the same calls with the same data in every process."
-            )
+        raise ProcessError(
+            f"The processes have come apart: {told}. Make the same calls with the same data in every process."
         )
     return [value for _, value, _ in found]
-
-
-def _told(error: RetrainscopeError) -> RetrainscopeError:
-    """Mark an error that all processes know of."""
-    vars(error)["_told"] = True
-    return error
 
 
 def _meet() -> None:

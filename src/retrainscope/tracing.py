@@ -183,8 +183,8 @@ def run_layers(
             call_model(model, inputs)
     except _AllSeen:
         return
-    if failed:
-        raise failed[0]
+    for error in failed:
+        raise error
     missing = sorted(set(modules) - seen - set(kept))
     if missing:
         raise LayerNotRunError(
