@@ -294,6 +294,6 @@ def class_means(moments: ClassMoments, weights: Floats) -> Floats:
         NaN where a class has no sample in a draw.
     """
     counts = (weights * moments.counts).sum(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(invalid="ignore"):
         means = np.einsum("bcg,cgd->bcd", weights, moments.sums) / counts[..., None]
     return np.concatenate([means.mean(axis=1, keepdims=True), means], axis=1)
