@@ -358,6 +358,7 @@ def test_running_moments_are_those_of_all():
     groups, running = GroupCounter().deal(labels), RunningMoments()
     for start in range(0, len(labels), 7):
         running.add(features[start : start + 7], labels[start : start + 7], groups[start : start + 7])
+        running.add(features[:0], [], groups[:0])  # an empty batch is nothing
     together, found = moments_of(features, labels, groups), running.moments()
     assert found.classes == together.classes
     for name in ("counts", "sums", "squares"):

@@ -162,8 +162,7 @@ class RunningMoments:
         new = len(self._places) * N_GROUPS - len(self._counts)
         if new:
             self._counts = np.append(self._counts, np.zeros(new))
-            old = self._sums if len(self._sums) else flat[:0]
-            self._sums = torch.cat([old, flat.new_zeros(new, flat.shape[1])])
+            self._sums = torch.cat([self._sums.to(flat.device), flat.new_zeros(new, flat.shape[1])])
             self._squares = torch.cat([self._squares.to(flat.device), flat.new_zeros(new)])
 
 
