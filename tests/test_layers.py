@@ -202,6 +202,14 @@ def test_module_with_two_names_may_be_asked_for_by_either():
     }
 
 
+def test_pattern_fits_second_names_too():
+    """A pattern fits what a module is called where it is registered for the second time."""
+    first, second, head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+    every = nn.Sequential(first, second, head)
+    model = Net(lambda self, x: self.every(x), first=first, second=second, head=head, every=every)
+    assert find_layers(model, X, layers=["every.*"], head="every.2").names == ("every.0", "every.1")
+
+
 class Transformer(nn.Module):
     """A small transformer with a class token and learnt positions outside of any module."""
 
@@ -253,6 +261,76 @@ def test_layers_around_a_recurrent_one():
     assert found.shapes["gru"] == (6, 4)
     assert "gru.weight_hh_l0" in found.parameters["gru"]
     assert owned_once(bare, found)
+
+
+def twice_and_once(**others):
+    """Return a network whose block runs one linear layer twice and another once; others run before its head."""
+    block = Net(in_turn("twice", "twice", "once"), twice=nn.Linear(3, 3), once=nn.Linear(3, 3))
+    parts = {"block": block, **others, "head": nn.Linear(3, 2)}
+    return Net(in_turn(*parts), **parts)
+
+
+def test_block_around_a_layer_that_runs_twice():
+    """The block around a layer that runs twice is taken, but not where it holds more than half of the network."""
+    found = find_layers(twice_and_once(other=nn.Linear(3, 3)), X)
+    assert found.names == ("block", "other")
+    assert len(found.parameters["block"]) == 4
+    model = twice_and_once()
+    model.matrix = nn.Parameter(torch.ones(3, 3))  # which makes the model itself no layer with weights
+    found = find_layers(model, X)
+    assert found.names == ("block.once",)
+    assert len(found.parameters["block.once"]) == 4
+
+
+def test_block_around_all_that_runs_twice():
+    """Where no layer can be measured otherwise the block is taken, however much of the network it holds."""
+    model = twice_and_once()
+    model.block.run = in_turn("twice", "once", "twice", "once")
+    assert find_layers(model, X).names == ("block",)
+
+
+@pytest.mark.parametrize(
+    ("calls", "names", "owners", "flops"),
+    [
+        (
+            "first",
+            ("twice", "between"),
+            {"twice": 2, "between": 2, "head": 2},
+            {"twice": 18, "between": 18, "head": 30},
+        ),
+        ("last", ("between", "twice"), {"between": 4, "twice": 0, "head": 2}, {"between": 36, "twice": 18, "head": 12}),
+        ("sum", ("between", "twice"), {"between": 4, "twice": 0, "head": 2}, {"between": 36, "twice": 18, "head": 12}),
+    ],
+)
+@pytest.mark.parametrize("layers", [None, ["twice", "between"], [nn.Linear]])
+def test_layer_that_runs_twice_counts_by_its_call(layers, calls, names, owners, flops):
+    """With calls= a layer that runs twice has its place, and what it owns, by the call that counts."""
+    parts = {"twice": nn.Linear(3, 3), "between": nn.Linear(3, 3), "head": nn.Linear(3, 2)}
+    model = Net(in_turn("twice", "between", "twice", "head"), **parts)
+    found = find_layers(model, X, layers=layers, calls=calls)
+    assert found.names == names
+    assert {name: len(owned) for name, owned in found.parameters.items()} == owners
+    assert found.flops == flops
+    assert found.shapes == {"twice": (3,), "between": (3,)}
+
+
+def test_tokens_are_found_by_their_mask():
+    """For data with a mask the axis of the tokens is told for the layers and the input layer, not for what pools."""
+    model = Net(
+        lambda self, ids, attention_mask: self.head(self.pool(self.mix(self.words(ids)) * attention_mask[..., None])),
+        words=nn.Embedding(9, 4),
+        mix=nn.Linear(4, 4),
+        pool=nn.Sequential(Apply(lambda x: x.sum(dim=1)), nn.Linear(4, 4)),
+        head=nn.Linear(4, 2),
+    )
+    data = {
+        "ids": torch.arange(15).reshape(5, 3) % 9,
+        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]] * 2 + [[1, 0, 0]]),
+    }
+    found = find_layers(model, data, input_layer="words")
+    assert found.names == ("mix", "pool")
+    assert found.token_axes == {"mix": 1, "words": 1}
+    assert find_layers(model, data, layers=["mix"]).token_axes == {"mix": 1}
 
 
 # --- who owns what
@@ -620,6 +698,13 @@ def test_model_with_a_head_only_is_refused(model):
         find_layers(model, X)
 
 
+def test_model_with_a_head_only_that_runs_twice_is_refused():
+    """Where the head alone is left the error says so, not that the head runs twice."""
+    model = Net(in_turn("head", "head"), head=nn.Linear(3, 3))
+    with pytest.raises(UnsupportedModelError, match="no layer with weights besides its head 'head'"):
+        find_layers(model, X)
+
+
 @pytest.mark.parametrize("model", [nn.Linear(3, 2), weight_norm(nn.Linear(3, 2))], ids=["plain", "parametrised"])
 def test_model_that_is_one_module_is_refused(model):
     """A model whose parameters are all its own has no layer that can be told from its head."""
@@ -693,6 +778,20 @@ def test_of_many_layers_the_blocks_around_them(n_blocks, n_names, first, second)
     assert found.unused == ()
 
 
+def test_as_many_layers_as_may_be_are_all_taken():
+    """Of 24 layers each is measured, though there are blocks around them."""
+    model = nn.Sequential(OrderedDict(blocks=deep(12).blocks, head=nn.Linear(3, 2)))
+    assert len(find_layers(model, X).names) == 24
+
+
+def test_as_few_layers_as_may_be_are_enough():
+    """Four blocks and four layers outside of any are eight, which is enough not to look at more than the blocks."""
+    blocks = {f"block{n}": nn.Sequential(*[nn.Linear(3, 3) for _ in range(6)]) for n in range(4)}
+    alone = {f"alone{n}": nn.Linear(3, 3) for n in range(4)}
+    model = nn.Sequential(OrderedDict(**blocks, **alone, head=nn.Linear(3, 2)))
+    assert find_layers(model, X).names == (*blocks, *alone)
+
+
 def test_blocks_in_a_list_that_does_not_run():
     """A list of modules, which is never called, is no block: what is around it is taken."""
     parts = nn.ModuleList([nn.ModuleList([nn.Linear(3, 3) for _ in range(3)]) for _ in range(10)])
@@ -763,12 +862,17 @@ def test_input_layer_that_does_not_run_is_refused(mlp):
 
 
 def test_layers_are_a_table():
-    """Layers print as a table with shapes and parameters, in notebooks too, and unused parameters are named."""
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-    model.register_parameter("spare", nn.Parameter(torch.zeros(3)))
-    found = find_layers(model, torch.zeros(4, 1, 4, 4), head="3")
-    lines = str(found).splitlines()
-    assert lines[2].split()[:7] == ["0", "2", "x", "2", "x", "2", "20"]
-    assert lines[3].split()[:4] == ["3", "(head)", "-", "18"]
-    assert lines[4] == "Not used by the forward pass: spare."
+    """Layers print as a table with shapes, parameters and operations, and unused parameters are named below it."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2000), nn.Linear(2000, 2))
+    text = """\
+layer        output  parameters  operations
+--------  ---------  ----------  ----------
+0         2 x 2 x 2          20         144
+3              2000      18,000      32,000
+4 (head)          -       4,002       8,000"""
+    assert str(find_layers(model, torch.zeros(4, 1, 4, 4))) == text
+    for name in ("spare", "idle"):
+        model.register_parameter(name, nn.Parameter(torch.zeros(3)))
+    found = find_layers(model, torch.zeros(4, 1, 4, 4))
+    assert str(found) == f"{text}\nNot used by the forward pass: spare, idle."
     assert "<td>2 x 2 x 2</td>" in found._repr_html_()
