@@ -18,6 +18,7 @@ from torch import nn
 
 from retrainscope.cli import main
 from retrainscope.decoding import LayerDecoderProbe
+from retrainscope.inversion import GradientInverter
 from retrainscope.studies.mnist import experiments
 
 torch.set_num_threads(1)
@@ -27,8 +28,9 @@ settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the study, which takes longest: what is left can then be shared out among the processes."""
-    items.sort(key=lambda item: item.path.name != "test_study.py")
+    """Begin with the files that take longest: what is left can then be shared out among the processes."""
+    longest = ["test_study.py", "test_examples.py", "test_contract.py"]
+    items.sort(key=lambda item: (*longest, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,8 @@ class StudyRun:
 def study_run(tmp_path_factory: pytest.TempPathFactory) -> StudyRun:
     """Run the MNIST study once with one seed, with --quiet.
 
-    It is smaller where no test looks at how good it gets: less retraining in the sweep, fewer epochs of the decoders.
+    It is smaller where no test looks at how good it gets: less retraining in the sweep, fewer steps of decoders and
+    inversions.
     Other tests run beside it when there are several processes: threads beyond its share of the cores would only wait.
     """
     folder = tmp_path_factory.mktemp("mnist") / "study"
@@ -80,6 +83,7 @@ def study_run(tmp_path_factory: pytest.TempPathFactory) -> StudyRun:
         ):
             patch.setattr(experiments, "_sweep", short_sweep)
             patch.setattr(experiments, "LayerDecoderProbe", partial(LayerDecoderProbe, max_epochs=12))
+            patch.setattr(experiments, "GradientInverter", partial(GradientInverter, max_iter=25))
             assert main(["mnist", "--seeds", "1", "--out", str(folder), "--quiet"]) == 0
     finally:
         torch.set_num_threads(threads)
