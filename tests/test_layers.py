@@ -333,6 +333,38 @@ def test_tokens_are_found_by_their_mask():
     assert find_layers(model, data, layers=["mix"]).token_axes == {"mix": 1}
 
 
+def square_tokens():
+    """Return a model of texts of three tokens, with three features each but for one layer, and data for it."""
+    model = Net(
+        lambda self, ids, attention_mask: self.head(self.b(self.a(self.c(self.words(ids)) + self.places)).sum(dim=1)),
+        words=nn.Embedding(9, 3),
+        c=nn.Linear(3, 3),
+        places=nn.Parameter(torch.zeros(3, 3)),  # so that it takes no shorter texts
+        a=nn.Linear(3, 3),
+        b=nn.Linear(3, 5),
+        head=nn.Linear(5, 2),
+    )
+    return model, {"ids": torch.arange(12).reshape(4, 3) % 9, "attention_mask": torch.ones(4, 3, dtype=torch.long)}
+
+
+def test_layers_whose_tokens_are_unclear_are_left_out():
+    """A layer in whose output tokens cannot be told from features is none, and refused where it is asked for."""
+    model, data = square_tokens()
+    assert find_layers(model, data).names == ("b",)
+    assert find_layers(model, data, layers=[nn.Linear]).names == ("b",)
+    for options in ({"layers": ["c", "b"]}, {"input_layer": "c"}):
+        with pytest.raises(UnsupportedModelError, match=r"'c', of shape \(4, 3, 3\), padding cannot be told from"):
+            find_layers(model, data, **options)
+
+
+def test_tokens_that_are_unclear_everywhere_are_refused():
+    """Where no layer is left the error names the first one that runs."""
+    model, data = square_tokens()
+    model.b, model.head = nn.Linear(3, 3), nn.Linear(3, 2)
+    with pytest.raises(UnsupportedModelError, match=r"'words', of shape \(4, 3, 3\)"):
+        find_layers(model, data)
+
+
 # --- who owns what
 
 
@@ -857,7 +889,11 @@ def test_input_layer_that_does_not_run_is_refused(mlp):
     """An input layer that is never called, as an embedding whose weights others use, is named as such."""
     model = nn.Sequential(OrderedDict(first=nn.Linear(3, 4), last=nn.Linear(4, 2)))
     model.first.idle = nn.Embedding(5, 3)
-    with unchanged(model), pytest.raises(LayerNotRunError, match=r"input layer 'first\.idle' does not run"):
+    message = (
+        r"input layer 'first\.idle' does not run in the forward pass. Name the module that does, such as the embedding "
+        r"of the encoder where several share its weights\.$"
+    )
+    with unchanged(model), pytest.raises(LayerNotRunError, match=message):
         find_layers(model, torch.zeros(4, 3), input_layer="first.idle")
 
 
