@@ -290,43 +290,38 @@ def test_block_around_all_that_runs_twice():
 
 
 @pytest.mark.parametrize(
-    ("calls", "names", "owners", "flops"),
+    ("calls", "names", "n_owned", "flops"),
     [
-        (
-            "first",
-            ("twice", "between"),
-            {"twice": 2, "between": 2, "head": 2},
-            {"twice": 18, "between": 18, "head": 30},
-        ),
-        ("last", ("between", "twice"), {"between": 4, "twice": 0, "head": 2}, {"between": 36, "twice": 18, "head": 12}),
-        ("sum", ("between", "twice"), {"between": 4, "twice": 0, "head": 2}, {"between": 36, "twice": 18, "head": 12}),
+        ("first", ("twice", "between", "after"), (2, 2, 2, 2), (18, 18, 36, 12)),
+        ("last", ("between", "twice", "after"), (4, 0, 2, 2), (36, 18, 18, 12)),
+        ("sum", ("between", "twice", "after"), (4, 0, 2, 2), (36, 18, 18, 12)),
     ],
 )
-@pytest.mark.parametrize("layers", [None, ["twice", "between"], [nn.Linear]])
-def test_layer_that_runs_twice_counts_by_its_call(layers, calls, names, owners, flops):
+@pytest.mark.parametrize("layers", [None, ["twice", "after", "between"], [nn.Linear]], ids=["default", "names", "type"])
+def test_layer_that_runs_twice_counts_by_its_call(layers, calls, names, n_owned, flops):
     """With calls= a layer that runs twice has its place, and what it owns, by the call that counts."""
-    parts = {"twice": nn.Linear(3, 3), "between": nn.Linear(3, 3), "head": nn.Linear(3, 2)}
-    model = Net(in_turn("twice", "between", "twice", "head"), **parts)
+    parts = {name: nn.Linear(3, 3) for name in ("twice", "between", "after")}
+    model = Net(in_turn("twice", "between", "twice", "after", "head"), **parts, head=nn.Linear(3, 2))
     found = find_layers(model, X, layers=layers, calls=calls)
     assert found.names == names
-    assert {name: len(owned) for name, owned in found.parameters.items()} == owners
-    assert found.flops == flops
-    assert found.shapes == {"twice": (3,), "between": (3,)}
+    assert tuple(len(found.parameters[name]) for name in (*names, "head")) == n_owned
+    assert tuple(found.flops[name] for name in (*names, "head")) == flops
+    assert found.shapes == dict.fromkeys(names, (3,))
 
 
 def test_tokens_are_found_by_their_mask():
-    """For data with a mask the axis of the tokens is told for the layers and the input layer, not for what pools."""
+    """With a mask the axis of the tokens is told, not for what pools; what padding holds need not be finite."""
     model = Net(
-        lambda self, ids, attention_mask: self.head(self.pool(self.mix(self.words(ids)) * attention_mask[..., None])),
+        lambda self, ids, attention_mask: self.head(self.pool(self.mix(self.words(ids)).nan_to_num())),
         words=nn.Embedding(9, 4),
         mix=nn.Linear(4, 4),
         pool=nn.Sequential(Apply(lambda x: x.sum(dim=1)), nn.Linear(4, 4)),
         head=nn.Linear(4, 2),
     )
-    data = {
-        "ids": torch.arange(15).reshape(5, 3) % 9,
-        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]] * 2 + [[1, 0, 0]]),
-    }
+    with torch.no_grad():
+        model.words.weight[0] = torch.nan
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 7, 8], [2, 0, 0]])
+    data = {"ids": ids, "attention_mask": (ids > 0).long()}
     found = find_layers(model, data, input_layer="words")
     assert found.names == ("mix", "pool")
     assert found.token_axes == {"mix": 1, "words": 1}
@@ -624,6 +619,10 @@ def test_only_a_few_samples_are_run():
     find_layers(model, {"input": torch.zeros(100, 3)})
     find_layers(model, torch.zeros(2, 3))
     assert seen == [4, 3, 4, 4, 3, 4, 2, 1, 2]
+    seen.clear()
+    find_layers(model, torch.zeros(2, 3), layers=["1"])  # once more on one less: outputs asked for are looked at too
+    find_layers(model, torch.zeros(1, 3), layers=["1"])
+    assert seen == [2, 1, 2, 1, 1, 1]
 
 
 def test_wrong_example_is_refused(mlp):
@@ -750,6 +749,8 @@ def test_layer_without_a_row_a_sample_is_refused():
     model = nn.Sequential(nn.Linear(3, 5), Apply(lambda x: x.T), Apply(lambda x: x.T), nn.Linear(5, 2))
     with unchanged(model), pytest.raises(UnsupportedModelError, match=r"'1' returns shape \(5, 4\) for 4 samples"):
         find_layers(model, X, layers=["1"])
+    with unchanged(model), pytest.raises(UnsupportedModelError, match=r"'1' returns shape \(5, 4\) for 4 samples"):
+        find_layers(model, X, layers=["0"], input_layer="1")
 
 
 @pytest.mark.parametrize(
