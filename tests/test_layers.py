@@ -686,6 +686,12 @@ def test_layers_that_are_not_there_are_refused(mlp, options, message):
         find_layers(mlp, X, **options)
 
 
+def test_calls_that_mean_nothing_are_refused(mlp):
+    """What counts of a layer that runs several times is one of three words."""
+    with pytest.raises(InvalidDataError, match="'calls' parameter must be 'first' or 'last' or 'sum'. Got 'all'"):
+        find_layers(mlp, X, calls="all")
+
+
 @pytest.mark.parametrize("layers", [None, ["shared"]], ids=["by default", "asked for"])
 def test_layer_that_runs_twice_is_refused(layers):
     """A layer that runs more than once is refused by name with the number of runs, and what to do."""
