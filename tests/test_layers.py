@@ -688,7 +688,7 @@ def test_layers_that_are_not_there_are_refused(mlp, options, message):
 
 def test_calls_that_mean_nothing_are_refused(mlp):
     """What counts of a layer that runs several times is one of three words."""
-    with pytest.raises(InvalidDataError, match="'calls' parameter must be 'first' or 'last' or 'sum'. Got 'all'"):
+    with pytest.raises(InvalidDataError, match=r"'calls' parameter must be 'first' or 'last' or 'sum'\. Got 'all'"):
         find_layers(mlp, X, calls="all")
 
 
