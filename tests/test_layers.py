@@ -677,7 +677,7 @@ def test_result_cannot_be_changed(mlp):
         ({"head": "five"}, "no head named 'five'"),
         ({"head": ""}, "no head named ''"),
         ({"input_layer": "embedding"}, "no input layer named 'embedding'"),
-        ({"layers": []}, "The 'layers' parameter must name at least one layer below the head that runs once"),
+        ({"layers": []}, r"^The 'layers' parameter must .* returns a tensor\. Leave it out for the default\.$"),
     ],
 )
 def test_layers_that_are_not_there_are_refused(mlp, options, message):
@@ -695,8 +695,11 @@ def test_calls_that_mean_nothing_are_refused(mlp):
 @pytest.mark.parametrize("layers", [None, ["shared"]], ids=["by default", "asked for"])
 def test_layer_that_runs_twice_is_refused(layers):
     """A layer that runs more than once is refused by name with the number of runs, and what to do."""
-    model = Net(in_turn("shared", "shared", "shared", "head"), shared=nn.Linear(3, 3), head=nn.Linear(3, 2))
-    message = r"'shared' runs 3 times in one forward pass.*Name the modules around it that run once with layers="
+    model = Net(in_turn("shared", "shared", "head"), shared=nn.Linear(3, 3), head=nn.Linear(3, 2))
+    message = (
+        r"'shared' runs 2 times in one forward pass, so its output is not one thing\. Name the modules around it that "
+        r"run once with layers=, or say with calls= whether the first, the last or the sum counts\.$"
+    )
     with unchanged(model), pytest.raises(ReusedLayerError, match=message):
         find_layers(model, X, layers=layers)
 
@@ -715,7 +718,10 @@ def test_layer_that_does_not_run_is_refused(mlp, option):
 def test_head_among_the_layers_is_refused(mlp, options):
     """The head cannot be measured as a layer."""
     name = options.get("head", "4")
-    message = f"'{name}' is the model's head, which is reported on its own. Leave it out of layers="
+    message = (
+        f"'{name}' is the model's head, which is reported on its own. Leave it out of layers=, or name another head with "
+        "head=.$"
+    )
     with unchanged(mlp), pytest.raises(UnsupportedModelError, match=message):
         find_layers(mlp, X, **options)
 
