@@ -719,8 +719,8 @@ def test_head_among_the_layers_is_refused(mlp, options):
     """The head cannot be measured as a layer."""
     name = options.get("head", "4")
     message = (
-        f"'{name}' is the model's head, which is reported on its own. Leave it out of layers=, or name another head with "
-        "head=.$"
+        f"'{name}' is the model's head, which is reported on its own. Leave it out of layers=, or name another head "
+        r"with head=\.$"
     )
     with unchanged(mlp), pytest.raises(UnsupportedModelError, match=message):
         find_layers(mlp, X, **options)
