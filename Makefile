@@ -11,7 +11,7 @@ OLDEST := .venv-oldest
 DOCS_MADE := docs/_build docs/_generated docs/api/generated docs/gallery
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser test-oldest test-newest test-cuda lint bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme docs build clean
+.PHONY: help install study test test-vision test-browser test-oldest test-newest test-cuda lint mutation bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,12 @@ lint: $(READY)  ## check style (ruff) and types (mypy, strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutation: $(READY)  ## change the central modules in a thousand small ways, and count what the tests notice (15 minutes)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group mutation
+	rm -rf mutants
+	$(BIN)/mutmut run
+	@$(BIN)/mutmut results --all true | sed -nE 's/^ *retrainscope\.(\w+)\..*: (.*)/\1: \2/p' | sort | uniq -c
 
 bench: $(READY)  ## how often known data gets the verdict none, over 20 networks
 	$(BIN)/python benchmarks/null_verdict.py
@@ -130,4 +136,4 @@ build: $(READY)  ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) $(DOCS_MADE) inversion speed zoo.json text-results build dist study .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) $(OLDEST) $(DOCS_MADE) inversion speed zoo.json text-results build dist study mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -164,10 +164,12 @@ def test_layer_that_holds_another_comes_after_it():
     assert found.parameters["0"] == ("0.shift", "0.b.weight", "0.b.bias")
 
 
-@pytest.mark.parametrize("layers", ["2", ["2", "2"], iter(["2"])], ids=["one name", "twice", "iterator"])
+@pytest.mark.parametrize(
+    "layers", [lambda: "2", lambda: ["2", "2"], lambda: iter(["2"])], ids=["one name", "twice", "iterator"]
+)
 def test_layers_may_be_asked_for(mlp, layers):
     """Only the layers asked for are measured, and what comes before belongs to them."""
-    found = find_layers(mlp, X, layers=layers)
+    found = find_layers(mlp, X, layers=layers())
     assert found.names == ("2",)
     assert found.parameters["2"] == ("0.weight", "0.bias", "2.weight", "2.bias")
 
@@ -198,6 +200,14 @@ def test_module_with_two_names_may_be_asked_for_by_either():
         "every.2": found.parameters["second"],
         "head": found.parameters["head"],
     }
+
+
+def test_pattern_fits_second_names_too():
+    """A pattern fits what a module is called where it is registered for the second time."""
+    first, second, head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+    every = nn.Sequential(first, second, head)
+    model = Net(lambda self, x: self.every(x), first=first, second=second, head=head, every=every)
+    assert find_layers(model, X, layers=["every.*"], head="every.2").names == ("every.0", "every.1")
 
 
 class Transformer(nn.Module):
@@ -251,6 +261,103 @@ def test_layers_around_a_recurrent_one():
     assert found.shapes["gru"] == (6, 4)
     assert "gru.weight_hh_l0" in found.parameters["gru"]
     assert owned_once(bare, found)
+
+
+def twice_and_once(**others):
+    """Return a network whose block runs one linear layer twice and another once; others run before its head."""
+    block = Net(in_turn("twice", "twice", "once"), twice=nn.Linear(3, 3), once=nn.Linear(3, 3))
+    parts = {"block": block, **others, "head": nn.Linear(3, 2)}
+    return Net(in_turn(*parts), **parts)
+
+
+def test_block_around_a_layer_that_runs_twice():
+    """The block around a layer that runs twice is taken, but not where it holds more than half of the network."""
+    found = find_layers(twice_and_once(other=nn.Linear(3, 3)), X)
+    assert found.names == ("block", "other")
+    assert len(found.parameters["block"]) == 4
+    model = twice_and_once()
+    model.matrix = nn.Parameter(torch.ones(3, 3))  # which makes the model itself no layer with weights
+    found = find_layers(model, X)
+    assert found.names == ("block.once",)
+    assert len(found.parameters["block.once"]) == 4
+
+
+def test_block_around_all_that_runs_twice():
+    """Where no layer can be measured otherwise the block is taken, however much of the network it holds."""
+    model = twice_and_once()
+    model.block.run = in_turn("twice", "once", "twice", "once")
+    assert find_layers(model, X).names == ("block",)
+
+
+@pytest.mark.parametrize(
+    ("calls", "names", "n_owned", "flops"),
+    [
+        ("first", ("twice", "between", "after"), (2, 2, 2, 2), (18, 18, 36, 12)),
+        ("last", ("between", "twice", "after"), (4, 0, 2, 2), (36, 18, 18, 12)),
+        ("sum", ("between", "twice", "after"), (4, 0, 2, 2), (36, 18, 18, 12)),
+    ],
+)
+@pytest.mark.parametrize("layers", [None, ["twice", "after", "between"], [nn.Linear]], ids=["default", "names", "type"])
+def test_layer_that_runs_twice_counts_by_its_call(layers, calls, names, n_owned, flops):
+    """With calls= a layer that runs twice has its place, and what it owns, by the call that counts."""
+    parts = {name: nn.Linear(3, 3) for name in ("twice", "between", "after")}
+    model = Net(in_turn("twice", "between", "twice", "after", "head"), **parts, head=nn.Linear(3, 2))
+    found = find_layers(model, X, layers=layers, calls=calls)
+    assert found.names == names
+    assert tuple(len(found.parameters[name]) for name in (*names, "head")) == n_owned
+    assert tuple(found.flops[name] for name in (*names, "head")) == flops
+    assert found.shapes == dict.fromkeys(names, (3,))
+
+
+def test_tokens_are_found_by_their_mask():
+    """With a mask the axis of the tokens is told, not for what pools; what padding holds need not be finite."""
+    model = Net(
+        lambda self, ids, attention_mask: self.head(self.pool(self.mix(self.words(ids)).nan_to_num())),
+        words=nn.Embedding(9, 4),
+        mix=nn.Linear(4, 4),
+        pool=nn.Sequential(Apply(lambda x: x.sum(dim=1)), nn.Linear(4, 4)),
+        head=nn.Linear(4, 2),
+    )
+    with torch.no_grad():
+        model.words.weight[0] = torch.nan
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 7, 8], [2, 0, 0]])
+    data = {"ids": ids, "attention_mask": (ids > 0).long()}
+    found = find_layers(model, data, input_layer="words")
+    assert found.names == ("mix", "pool")
+    assert found.token_axes == {"mix": 1, "words": 1}
+    assert find_layers(model, data, layers=["mix"]).token_axes == {"mix": 1}
+
+
+def square_tokens():
+    """Return a model of texts of three tokens, with three features each but for one layer, and data for it."""
+    model = Net(
+        lambda self, ids, attention_mask: self.head(self.b(self.a(self.c(self.words(ids)) + self.places)).sum(dim=1)),
+        words=nn.Embedding(9, 3),
+        c=nn.Linear(3, 3),
+        places=nn.Parameter(torch.zeros(3, 3)),  # so that it takes no shorter texts
+        a=nn.Linear(3, 3),
+        b=nn.Linear(3, 5),
+        head=nn.Linear(5, 2),
+    )
+    return model, {"ids": torch.arange(12).reshape(4, 3) % 9, "attention_mask": torch.ones(4, 3, dtype=torch.long)}
+
+
+def test_layers_whose_tokens_are_unclear_are_left_out():
+    """A layer in whose output tokens cannot be told from features is none, and refused where it is asked for."""
+    model, data = square_tokens()
+    assert find_layers(model, data).names == ("b",)
+    assert find_layers(model, data, layers=[nn.Linear]).names == ("b",)
+    for options in ({"layers": ["c", "b"]}, {"input_layer": "c"}):
+        with pytest.raises(UnsupportedModelError, match=r"'c', of shape \(4, 3, 3\), padding cannot be told from"):
+            find_layers(model, data, **options)
+
+
+def test_tokens_that_are_unclear_everywhere_are_refused():
+    """Where no layer is left the error names the first one that runs."""
+    model, data = square_tokens()
+    model.b, model.head = nn.Linear(3, 3), nn.Linear(3, 2)
+    with pytest.raises(UnsupportedModelError, match=r"'words', of shape \(4, 3, 3\)"):
+        find_layers(model, data)
 
 
 # --- who owns what
@@ -512,6 +619,10 @@ def test_only_a_few_samples_are_run():
     find_layers(model, {"input": torch.zeros(100, 3)})
     find_layers(model, torch.zeros(2, 3))
     assert seen == [4, 3, 4, 4, 3, 4, 2, 1, 2]
+    seen.clear()
+    find_layers(model, torch.zeros(2, 3), layers=["1"])  # once more on one less: outputs asked for are looked at too
+    find_layers(model, torch.zeros(1, 3), layers=["1"])
+    assert seen == [2, 1, 2, 1, 1, 1]
 
 
 def test_wrong_example_is_refused(mlp):
@@ -566,7 +677,7 @@ def test_result_cannot_be_changed(mlp):
         ({"head": "five"}, "no head named 'five'"),
         ({"head": ""}, "no head named ''"),
         ({"input_layer": "embedding"}, "no input layer named 'embedding'"),
-        ({"layers": []}, "The 'layers' parameter must name at least one layer below the head that runs once"),
+        ({"layers": []}, r"^The 'layers' parameter must .* returns a tensor\. Leave it out for the default\.$"),
     ],
 )
 def test_layers_that_are_not_there_are_refused(mlp, options, message):
@@ -575,11 +686,20 @@ def test_layers_that_are_not_there_are_refused(mlp, options, message):
         find_layers(mlp, X, **options)
 
 
+def test_calls_that_mean_nothing_are_refused(mlp):
+    """What counts of a layer that runs several times is one of three words."""
+    with pytest.raises(InvalidDataError, match=r"'calls' parameter must be 'first' or 'last' or 'sum'\. Got 'all'"):
+        find_layers(mlp, X, calls="all")
+
+
 @pytest.mark.parametrize("layers", [None, ["shared"]], ids=["by default", "asked for"])
 def test_layer_that_runs_twice_is_refused(layers):
     """A layer that runs more than once is refused by name with the number of runs, and what to do."""
-    model = Net(in_turn("shared", "shared", "shared", "head"), shared=nn.Linear(3, 3), head=nn.Linear(3, 2))
-    message = r"'shared' runs 3 times in one forward pass.*Name the modules around it that run once with layers="
+    model = Net(in_turn("shared", "shared", "head"), shared=nn.Linear(3, 3), head=nn.Linear(3, 2))
+    message = (
+        r"'shared' runs 2 times in one forward pass, so its output is not one thing\. Name the modules around it that "
+        r"run once with layers=, or say with calls= whether the first, the last or the sum counts\.$"
+    )
     with unchanged(model), pytest.raises(ReusedLayerError, match=message):
         find_layers(model, X, layers=layers)
 
@@ -598,7 +718,10 @@ def test_layer_that_does_not_run_is_refused(mlp, option):
 def test_head_among_the_layers_is_refused(mlp, options):
     """The head cannot be measured as a layer."""
     name = options.get("head", "4")
-    message = f"'{name}' is the model's head, which is reported on its own. Leave it out of layers="
+    message = (
+        f"'{name}' is the model's head, which is reported on its own. Leave it out of layers=, or name another head "
+        r"with head=\.$"
+    )
     with unchanged(mlp), pytest.raises(UnsupportedModelError, match=message):
         find_layers(mlp, X, **options)
 
@@ -618,6 +741,13 @@ def test_model_with_a_head_only_is_refused(model):
         find_layers(model, X)
 
 
+def test_model_with_a_head_only_that_runs_twice_is_refused():
+    """Where the head alone is left the error says so, not that the head runs twice."""
+    model = Net(in_turn("head", "head"), head=nn.Linear(3, 3))
+    with pytest.raises(UnsupportedModelError, match="no layer with weights besides its head 'head'"):
+        find_layers(model, X)
+
+
 @pytest.mark.parametrize("model", [nn.Linear(3, 2), weight_norm(nn.Linear(3, 2))], ids=["plain", "parametrised"])
 def test_model_that_is_one_module_is_refused(model):
     """A model whose parameters are all its own has no layer that can be told from its head."""
@@ -631,6 +761,8 @@ def test_layer_without_a_row_a_sample_is_refused():
     model = nn.Sequential(nn.Linear(3, 5), Apply(lambda x: x.T), Apply(lambda x: x.T), nn.Linear(5, 2))
     with unchanged(model), pytest.raises(UnsupportedModelError, match=r"'1' returns shape \(5, 4\) for 4 samples"):
         find_layers(model, X, layers=["1"])
+    with unchanged(model), pytest.raises(UnsupportedModelError, match=r"'1' returns shape \(5, 4\) for 4 samples"):
+        find_layers(model, X, layers=["0"], input_layer="1")
 
 
 @pytest.mark.parametrize(
@@ -689,6 +821,20 @@ def test_of_many_layers_the_blocks_around_them(n_blocks, n_names, first, second)
     assert found.names[-1].startswith(f"blocks.{n_blocks - 1}")
     assert owned_once(model, found)
     assert found.unused == ()
+
+
+def test_as_many_layers_as_may_be_are_all_taken():
+    """Of 24 layers each is measured, though there are blocks around them."""
+    model = nn.Sequential(OrderedDict(blocks=deep(12).blocks, head=nn.Linear(3, 2)))
+    assert len(find_layers(model, X).names) == 24
+
+
+def test_as_few_layers_as_may_be_are_enough():
+    """Four blocks and four layers outside of any are eight, which is enough not to look at more than the blocks."""
+    blocks = {f"block{n}": nn.Sequential(*[nn.Linear(3, 3) for _ in range(6)]) for n in range(4)}
+    alone = {f"alone{n}": nn.Linear(3, 3) for n in range(4)}
+    model = nn.Sequential(OrderedDict(**blocks, **alone, head=nn.Linear(3, 2)))
+    assert find_layers(model, X).names == (*blocks, *alone)
 
 
 def test_blocks_in_a_list_that_does_not_run():
@@ -756,17 +902,26 @@ def test_input_layer_that_does_not_run_is_refused(mlp):
     """An input layer that is never called, as an embedding whose weights others use, is named as such."""
     model = nn.Sequential(OrderedDict(first=nn.Linear(3, 4), last=nn.Linear(4, 2)))
     model.first.idle = nn.Embedding(5, 3)
-    with unchanged(model), pytest.raises(LayerNotRunError, match=r"input layer 'first\.idle' does not run"):
+    message = (
+        r"input layer 'first\.idle' does not run in the forward pass. Name the module that does, such as the embedding "
+        r"of the encoder where several share its weights\.$"
+    )
+    with unchanged(model), pytest.raises(LayerNotRunError, match=message):
         find_layers(model, torch.zeros(4, 3), input_layer="first.idle")
 
 
 def test_layers_are_a_table():
-    """Layers print as a table with shapes and parameters, in notebooks too, and unused parameters are named."""
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-    model.register_parameter("spare", nn.Parameter(torch.zeros(3)))
-    found = find_layers(model, torch.zeros(4, 1, 4, 4), head="3")
-    lines = str(found).splitlines()
-    assert lines[2].split()[:7] == ["0", "2", "x", "2", "x", "2", "20"]
-    assert lines[3].split()[:4] == ["3", "(head)", "-", "18"]
-    assert lines[4] == "Not used by the forward pass: spare."
+    """Layers print as a table with shapes, parameters and operations, and unused parameters are named below it."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2000), nn.Linear(2000, 2))
+    text = """\
+layer        output  parameters  operations
+--------  ---------  ----------  ----------
+0         2 x 2 x 2          20         144
+3              2000      18,000      32,000
+4 (head)          -       4,002       8,000"""
+    assert str(find_layers(model, torch.zeros(4, 1, 4, 4))) == text
+    for name in ("spare", "idle"):
+        model.register_parameter(name, nn.Parameter(torch.zeros(3)))
+    found = find_layers(model, torch.zeros(4, 1, 4, 4))
+    assert str(found) == f"{text}\nNot used by the forward pass: spare, idle."
     assert "<td>2 x 2 x 2</td>" in found._repr_html_()

@@ -168,6 +168,16 @@ def test_classes_can_be_put_in_order():
     mixed = moments(np.array([[1.0], [2.0]]), ("c", 1)).ordered()
     assert mixed.classes == ("c", 1)
     assert mixed.sums[:, 0, 0].tolist() == [1.0, 2.0]
+    assert found.ordered() is found  # nothing is copied
+
+
+def test_some_classes_can_be_taken_out():
+    """Of some classes alone the moments are what they were, in the order asked for."""
+    features = np.arange(24.0).reshape(12, 2)
+    found = moments(features, tuple("abcd" * 3))
+    some, alone = found.only(("d", "b")), moments(features[[3, 1, 7, 5, 11, 9]], tuple("db" * 3))
+    assert parts_of(some) == parts_of(alone)
+    assert found.only(found.classes) is found  # nothing is copied
 
 
 def test_samples_are_dealt_in_turn():
@@ -307,6 +317,22 @@ def test_class_of_one_sample_has_no_share():
     np.testing.assert_allclose(variances, [np.nan, 0.5, np.nan])
 
 
+def test_a_draw_without_samples_has_no_share():
+    """Rounding error that is divided by no degree of freedom is neither a share nor a warning."""
+    found = moments(np.random.default_rng(1).standard_normal((7, 50)), tuple("aaaabbc"))
+    weights = half_samples(found.counts, 50, np.random.default_rng(1))
+    shares, alone = scatter_share(found, weights), scatter_share(found.only(("a",)), weights[:, :1])
+    assert np.isnan(shares[:, [0, 3]]).all()  # in class c there is one sample at most
+    assert np.isnan(alone).all()  # of a single class there is nothing between
+
+
+def test_small_variance_is_no_rounding_error():
+    """A variance a billion times smaller than the square of the mean has its share."""
+    features = 1e4 + 0.3 * np.random.default_rng(0).standard_normal((4000, 1))
+    share = shares_of(features, ("a", "b") * 2000, between=False)
+    np.testing.assert_allclose(share[1:], [features[::2].var(ddof=1), features[1::2].var(ddof=1)], rtol=1e-4)
+
+
 def test_one_class_has_a_variance_but_no_share():
     """Of one class nothing can be explained by classes, but its variance is known."""
     features = np.array([[1.0, 0.0], [3.0, 4.0]])
@@ -332,6 +358,7 @@ def test_running_moments_are_those_of_all():
     groups, running = GroupCounter().deal(labels), RunningMoments()
     for start in range(0, len(labels), 7):
         running.add(features[start : start + 7], labels[start : start + 7], groups[start : start + 7])
+        running.add(features[:0], [], groups[:0])  # an empty batch is nothing
     together, found = moments_of(features, labels, groups), running.moments()
     assert found.classes == together.classes
     for name in ("counts", "sums", "squares"):

@@ -202,13 +202,13 @@ def test_gradients_that_are_begun_anew(tmp_path, monkeypatch, always):
     assert len(counts) < n_whole - 2
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("boom")], ids=["interrupt", "error"])
-def test_stopped_anywhere(tmp_path, always, error):
-    """Stopped in a forward pass, wherever it comes, the run that goes on gives the same, bit for bit."""
-    sound = nn.Sequential(Failing(0, error), *classifier())
+def test_stopped_anywhere(tmp_path, always):
+    """Stopped in a forward pass, wherever and however it comes, the run that goes on gives the same, bit for bit."""
+    sound = nn.Sequential(Failing(0, RuntimeError("boom")), *classifier())
     whole = text_of(advised(sound))
     n_calls = sound[0].calls[0]
     for number, at in enumerate(range(1, n_calls, n_calls // 7)):
+        error = (KeyboardInterrupt(), RuntimeError("boom"))[number % 2]
         folder = tmp_path / str(number)
         model = nn.Sequential(Failing(at, error), *classifier())
         with pytest.raises(type(error)), unchanged(model):
@@ -291,7 +291,7 @@ def test_killed(tmp_path):
                     os.kill(process.pid, signal.SIGKILL)
                     n_killed += 1
                     break
-                time.sleep(0.001)
+                time.sleep(0.01)
     assert process.returncode == 0
     assert n_killed == 1
     assert (tmp_path / "result").read_text() == whole

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def measured(seed, *, classes=("a", "b"), n_layers=3, n_resamples=50, reference_
     )
 
 
-def scored(known=None, unknown=None, *, labelled=True, n_layers=3):
+def scored(known=None, unknown=None, *, labelled=True, n_layers=3, reference_name="input", **options):
     """Score two measures of layers named l0, l1, and so on."""
     return score(
         known or measured(0, n_layers=n_layers),
@@ -36,7 +37,8 @@ def scored(known=None, unknown=None, *, labelled=True, n_layers=3):
         estimator="Ruler",
         measure="length",
         unit="cm",
-        reference_name="input",
+        reference_name=reference_name,
+        **options,
     )
 
 
@@ -57,6 +59,39 @@ def test_need_is_the_contrast_less_that_of_the_reference(reference_layers):
             interval = got.interval[layer] if column == 0 else got.per_class_interval[column - 1, layer]
             np.testing.assert_allclose(value, need[0], rtol=1e-12)
             np.testing.assert_allclose(interval, np.quantile(need[1:], [0.05, 0.95]), rtol=1e-12)
+
+
+def test_without_a_reference_a_need_is_a_plain_contrast():
+    """A measure that has no reference gives log(unknown / known); its table names none, its raw reference is NaN."""
+    known, unknown = (replace(measured(seed, floor=floor), reference=None) for seed, floor in ((0, 0.1), (1, 0.3)))
+    got = scored(known, unknown, reference_name="")
+    np.testing.assert_allclose(got.values, np.log((unknown.values[0, 0] + 0.3) / (known.values[0, 0] + 0.1)))
+    contrast = np.log((unknown.values[0, 1:] + 0.3) / (known.values[0, :1] + 0.1))
+    np.testing.assert_allclose(got.per_class, contrast)
+    for raw in (got.known_reference, got.unknown_per_class_reference):
+        assert np.isnan(raw).all()
+    assert got.unknown_per_class_reference.shape == (2, 3)
+    assert str(got).split("\n")[0].endswith("need in nats")
+
+
+@pytest.mark.parametrize("without", [False, True], ids=["reference", "no reference"])
+def test_a_measure_in_nats_is_taken_as_it_is(without):
+    """The need from a measure that is a logarithm already is the difference, whatever its sign and floor."""
+    known, unknown = (
+        replace(found, values=found.values - 1, reference=None if without else found.reference - 1, in_nats=True)
+        for found in (measured(0, floor=9.0), measured(1, floor=9.0))
+    )
+    got = scored(known, unknown)
+    need = unknown.values[0, 0] - known.values[0, 0]
+    if not without:
+        need = need - (unknown.reference[0, 0] - known.reference[0, 0])
+    np.testing.assert_allclose(got.values, need)
+
+
+@pytest.mark.parametrize("options", [{}, {"one_sided": True}])
+def test_one_sided_is_what_was_said(options):
+    """A need counts on both sides unless it was said to count on one."""
+    assert scored(**options).one_sided is bool(options)
 
 
 def test_interval_is_a_90_percent_one():
@@ -100,10 +135,10 @@ def test_without_labels_there_is_no_table_by_class():
     ):
         assert getattr(got, name).shape == (0, 3)
     assert got.per_class_interval.shape == (0, 3, 2)
-    assert "None" not in str(got)
+    assert len(str(got).split("\n")) == 6  # title, header, rule and three layers: no note under them
 
 
-@pytest.mark.parametrize("bad", [np.nan, 0.0, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, 0.0, np.inf, -1.0])
 def test_what_cannot_be_measured_is_nan(bad):
     """A measure that is not a positive number gives the need NaN there, and nowhere else."""
     unknown = measured(1)
@@ -111,6 +146,13 @@ def test_what_cannot_be_measured_is_nan(bad):
     got = scored(measured(0), unknown)
     assert np.isnan(got.values).tolist() == [False, True, False]
     assert np.isfinite(got.interval).all()
+
+
+def test_what_is_infinite_everywhere_is_nan():
+    """Infinite measures of both sets have no contrast."""
+    known, unknown = measured(0), measured(1)
+    known.values[0, 0, 1] = unknown.values[0, 0, 1] = np.inf
+    assert np.isnan(scored(known, unknown).values).tolist() == [False, True, False]
 
 
 def test_one_resample_without_a_value_leaves_no_interval():
@@ -160,23 +202,45 @@ def test_of_many_classes_those_of_the_greatest_need_are_shown():
     )
 
 
-def test_classes_too_small_for_an_interval_are_said():
+def test_classes_without_a_need_come_last():
+    """Of many classes one that has no need is not shown, and among equal ones the first are."""
+    unknown = measured(2, classes=tuple(range(200)))
+    unknown.values[0], unknown.values[0, 2::2] = 1e-9, 1e-6  # below the known: every need is negative
+    unknown.reference[0] = 1.0
+    unknown.values[0, 1 + 5] = np.nan
+    _, header, *_ = str(scored(unknown=unknown)).split("\n")
+    assert [int(label) for label in header.split()[7:]] == [1, 3, *range(7, 27, 2)]
+
+
+@pytest.mark.parametrize(("size", "said"), [(1, True), (3, True), (4, False)])
+def test_classes_too_small_for_an_interval_are_said(size, said):
     """Where a class of fewer than four samples leaves no interval, the table says why."""
-    few = measured(1, n_samples=6)
-    assert str(scored(unknown=few)).endswith("2 unknown classes of 3 samples.")
+    few = measured(1, n_samples=2 * size)
+    sizes = f"2 unknown classes of {size} samples"
+    assert str(scored(unknown=few)).endswith(f"{sizes}.")
     few.values[1:] = np.nan
-    text = str(scored(unknown=few))
-    assert text.endswith("2 unknown classes of 3 samples; a class of fewer than 4 samples leaves no interval.")
+    why = "; a class of fewer than 4 samples leaves no interval" if said else ""
+    assert str(scored(unknown=few)).endswith(f"{sizes}{why}.")
+
+
+def test_sizes_of_unequal_classes_are_said():
+    """Of classes that are not of one size the table says the fewest and the most samples."""
+    unequal = replace(measured(1), counts=np.array([7.0, 13.0]))
+    assert str(scored(unknown=unequal)).endswith("2 unknown classes of 7 to 13 samples.")
+    assert scored(unknown=unequal).class_sizes == ((10, 10), (7, 13))
 
 
 def test_scores_of_a_version_without_class_sizes_are_read(tmp_path):
     """What an older version did not write is taken as not known."""
-    got = scored()
-    got.save(tmp_path / "scores.json")
+    unknown = measured(1)
+    unknown.values[1:] = np.nan
+    scored(unknown=unknown).save(tmp_path / "scores.json")
     document = json.loads((tmp_path / "scores.json").read_text())
     del document["result"]["class_sizes"]
     (tmp_path / "scores.json").write_text(json.dumps(document))
-    assert LayerScores.load(tmp_path / "scores.json").class_sizes == ((0, 0), (0, 0))
+    got = LayerScores.load(tmp_path / "scores.json")
+    assert got.class_sizes == ((0, 0), (0, 0))
+    assert "leaves no interval" not in str(got)
 
 
 def test_html_escapes_class_and_layer_names():

@@ -150,14 +150,10 @@ def test_finished_seeds_are_kept(study_folder, tmp_path, capsys):
     assert (folder / "study.json").read_text() == before
 
 
-def test_quiet_says_only_where_the_report_is(study_folder, tmp_path, capsys):
+def test_quiet_says_only_where_the_report_is(study_run):
     """With --quiet nothing is printed but the report's place."""
-    folder = tmp_path / "study"
-    shutil.copytree(study_folder, folder)
-    assert main(["mnist", "--seeds", "1", "--out", str(folder), "--quiet"]) == 0
-    out, err = capsys.readouterr()
-    assert out == f"\nReport: {folder / 'report.html'}\n"
-    assert err == ""
+    assert study_run.out == f"\nReport: {study_run.folder / 'report.html'}\n"
+    assert study_run.err == ""
 
 
 def test_other_settings_are_refused(study_folder, tmp_path):

@@ -167,8 +167,7 @@ class RunningMoments:
         new = len(self._places) * N_GROUPS - len(self._counts)
         if new:
             self._counts = np.append(self._counts, np.zeros(new))
-            old = self._sums if len(self._sums) else flat[:0]
-            self._sums = torch.cat([old, flat.new_zeros(new, flat.shape[1])])
+            self._sums = torch.cat([self._sums.to(flat.device), flat.new_zeros(new, flat.shape[1])])
             self._squares = torch.cat([self._squares.to(flat.device), flat.new_zeros(new)])
 
 
@@ -299,6 +298,6 @@ def class_means(moments: ClassMoments, weights: Floats) -> Floats:
         NaN where a class has no sample in a draw.
     """
     counts = (weights * moments.counts).sum(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(invalid="ignore"):
         means = np.einsum("bcg,cgd->bcd", weights, moments.sums) / counts[..., None]
     return np.concatenate([means.mean(axis=1, keepdims=True), means], axis=1)

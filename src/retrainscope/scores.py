@@ -231,7 +231,6 @@ class LayerScores(Shown):
             for side, classes, (fewest, most) in sides
             if classes
         ]
-        notes = ["; ".join(notes)] if notes else []
         if n_shown < len(self.classes):
             notes.append(f"shown are the {n_shown} of the greatest need")
         if 0 < min(fewest for fewest, _ in self.class_sizes) < _FOR_INTERVAL and np.isnan(self.interval).any():

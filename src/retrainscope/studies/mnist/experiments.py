@@ -1,5 +1,6 @@
 """The paper's MNIST study: a network that knows the digits 0-4 meets the digits 5-9."""
 
+import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -334,9 +335,10 @@ def _check(
     """Retrain the head, what was advised and everything on the few samples, and test."""
     choices: dict[str, Recommendation | list[str]] = {"advised": advice, "everything": [*LAYERS, "fc2"]}
     X, y, test_X, test_y = few[0], few[1] - UNKNOWN[0], test[0], test[1] - UNKNOWN[0]
-    accuracies = {"head": _accuracy(_with_new_head(network, X, y), test_X, test_y)}
+    with_head = _with_new_head(network, X, y)
+    accuracies = {"head": _accuracy(with_head, test_X, test_y)}
     for name, layers in choices.items():
-        renewed = _with_new_head(network, X, y)
+        renewed = copy.deepcopy(with_head)
         with train_only(renewed, layers) as parameters:
             _retrain(renewed, parameters, X, y, seed)
         accuracies[name] = _accuracy(renewed, test_X, test_y)
@@ -359,8 +361,9 @@ def _sweep(
             place[list(digits)] = torch.arange(len(digits))
             for budget in budgets:
                 X, y = few_of(pool, digits, budget)
+                with_head = _with_new_head(network, X, place[y])
                 for policy, start in POLICIES.items():
-                    renewed = _with_new_head(network, X, place[y])
+                    renewed = copy.deepcopy(with_head)
                     # What lies below the lowest retrained layer never changes: run through it once.
                     below, above = renewed[:start], renewed[start:]
                     with torch.no_grad():
