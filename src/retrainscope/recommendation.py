@@ -2,9 +2,9 @@
 
 import inspect
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
@@ -13,33 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from retrainscope.advice import Recommendation
 from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
-from retrainscope.checkpoints import check_integer, fingerprint, name_of, read_trials
+from retrainscope.checkpoints import check_integer, fingerprint, read_trials
 from retrainscope.checks import check_number
-from retrainscope.choice import DEFAULT_TOLERANCE, Choice, choose, confirm
-from retrainscope.exceptions import (
-    CheckpointError,
-    InvalidDataError,
-    ProcessError,
-    RetrainscopeError,
-    UnsupportedModelError,
-)
-from retrainscope.forecast import Forecast
+from retrainscope.choice import DEFAULT_TOLERANCE, choose
+from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.layers import Layers
 from retrainscope.lending import borrow, model_place
 from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
-from retrainscope.policies import ALL, NONE
 from retrainscope.processes import agree, from_first, gather, in_step, rank
 from retrainscope.reference import check_same_shape
 from retrainscope.saving import to_plain
+from retrainscope.scores import LayerScores
+from retrainscope.settings import listed, settings_text, told, told_apart
 from retrainscope.spread import ActivationSpread
-from retrainscope.sweep import sweep_layers
 from retrainscope.tangent import TangentProbe
-from retrainscope.trials import LayerSweep
-from retrainscope.verdicts import advise, allowed_policies, combine
+from retrainscope.trying_out import check_trial, try_out
+from retrainscope.verdicts import advise, allowed_policies, checked_budget, combine
 
 __all__ = ["DEFAULT_THRESHOLD", "recommend_layers"]
 
@@ -151,11 +145,11 @@ def recommend_layers(
         raise InvalidDataError(f"The 'threshold' parameter must be a finite number of nats. Got {threshold!r}.")
     if tolerance is not None:
         check_number("tolerance", tolerance, whole=False, zero=True)
-    limits = _checked_budget(budget)
-    _check_trial(trial)
-    chosen = (layers, head, input_layer, calls)
+    limits = checked_budget(budget)
+    check_trial(trial, own=inspect.signature(recommend_layers).parameters)
+    places = {"layers": layers, "head": head, "input_layer": input_layer, "calls": calls}
     if estimators is not None:
-        if any(option is not None for option in chosen):
+        if any(place is not None for place in places.values()):
             raise InvalidDataError(
                 "With estimators=, give layers, head, input_layer and calls to the estimators themselves."
             )
@@ -165,54 +159,26 @@ def recommend_layers(
             )
         _check_estimators(estimators, model)
     kinds = None if estimators is None else [type(estimator).__name__ for estimator in estimators]
-    decisive = {
-        "estimators": kinds,
-        "threshold": threshold,
-        "tolerance": tolerance,
-        "budget": limits,
-        "trial": _told(trial),
-    }
-    agree({name: repr(value) for name, value in decisive.items()})
+    decisive = {"threshold": threshold, "tolerance": tolerance, "budget": limits, "trial": told(trial)}
+    agree({name: repr(value) for name, value in ({"estimators": kinds} | decisive).items()})
     if checkpoint is not None:
         for each in (random_state,) if estimators is None else [e.random_state for e in estimators]:
             check_integer(each)
         checkpoint = check_folder(checkpoint)
-    home, dtype = model_place(model)
-    known_batches, unknown_batches = (
-        as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
-        for data, name in ((known, "known"), (unknown, "unknown"))
-    )
-    with borrow(model, in_pieces=True):
-        known_first, unknown_first = known_batches.first(), unknown_batches.first()
-        check_same_shape(input_shapes(known_first.inputs), unknown_first)
-        _check_labels(known_first, unknown_first)
-        several = estimators is None and _has_classes(unknown_batches)
+    data = _checked_data(model, known, unknown, batch_size)
+    options: dict[str, Any] = places | {"device": device, "random_state": random_state, "progress": progress}
     notes: list[str] = []
     probe: TangentProbe | None = None
     if estimators is None:
-        options: dict[str, Any] = dict(
-            zip(("layers", "head", "input_layer", "calls"), chosen, strict=True),
-            batch_size=batch_size,
-            device=device,
-            random_state=random_state,
-            progress=progress,
-        )
-        estimators = [ActivationSpread(model, **options)]
-        if several:
-            probe = TangentProbe(model, **options)
+        estimators = [ActivationSpread(model, batch_size=batch_size, **options)]
+        if data.has_classes:
+            probe = TangentProbe(model, batch_size=batch_size, **options)
             estimators = [probe, *estimators]
         else:
             notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
-    parts = NOTHING_KEPT
-    if checkpoint is not None:
-        plain = (str(home), [_told_apart(estimator) for estimator in estimators], _listed(groups), _told(trial))
-        to_plain((known_first.labels, unknown_first.labels))  # refused here if they cannot be kept
-        with borrow(model):
-            parts = Parts.open(checkpoint, fingerprint(model, (known_batches, unknown_batches), repr(plain)))
-        if rank() == 0:
-            read_trials(checkpoint / _TRIALS)  # refused here if it is damaged
-    scores, found, ends = [], [], [time.perf_counter()]
+    parts = NOTHING_KEPT if checkpoint is None else _opened(checkpoint, model, data, estimators, groups, trial)
     with _keeping(estimators, parts):
+        began = time.perf_counter()
         if probe is not None:
             try:
                 probe.fit(known)
@@ -224,49 +190,100 @@ def recommend_layers(
                 "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least "
                 "two classes and a model that returns one row of class scores a sample. Leave them out."
             )
-        for estimator in estimators:
-            if estimator is not probe:
-                estimator.fit(known)
-            found.append(estimator.layers_)
-            if found[-1].names != found[0].names:
-                raise InvalidDataError(
-                    "The estimators measure different layers: "
-                    f"{', '.join(found[0].names)} and {', '.join(found[-1].names)}. Give them the same layers=."
-                )
-            scores.append(
-                probe.score_layers(unknown, groups=groups) if estimator is probe else estimator.score_layers(unknown)
-            )
-            ends.append(time.perf_counter())
-    settings = tuple(_settings(estimator) for estimator in estimators)
-    threshold = DEFAULT_THRESHOLD if threshold is None else float(threshold)
+        scores, measured, seconds = _measured(estimators, known, unknown, groups, fitted=probe, began=began)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
-    novel = bool(labels - known_labels) if labels and known_labels else None
+    rules: dict[str, Any] = {
+        "novel": bool(labels - known_labels) if labels and known_labels else None,
+        "threshold": DEFAULT_THRESHOLD if threshold is None else float(threshold),
+        "estimators": tuple(settings_text(estimator) for estimator in estimators),
+    }
     if probe is None:
-        advice = combine(scores, found[0], novel=novel, threshold=threshold, estimators=settings)
+        advice = combine(scores, measured, **rules)
     else:
-        tolerance = DEFAULT_TOLERANCE if tolerance is None else float(tolerance)
-        forecast = probe.forecast_
-        allowed = allowed_policies(forecast, found[0], limits)
-        choice, sweep = choose(forecast, tolerance, allowed=allowed), None
+        forecast, sweep = probe.forecast_, None
+        allowed = allowed_policies(forecast, measured, limits)
+        choice = choose(forecast, DEFAULT_TOLERANCE if tolerance is None else float(tolerance), allowed=allowed)
         if trial is not None and choice.policy is not None:
-            options |= {"layers": found[0].names, "head": found[0].head, "batch_size": 32, "n_seeds": 1, **trial}
+            options |= {"layers": measured.names, "head": measured.head, "batch_size": 32, "n_seeds": 1, **trial}
             if checkpoint is not None:
-                options |= {"checkpoint": Path(checkpoint, _TRIALS)}
-            tried = _to_try(choice, forecast, allowed)
-            try:
-                sweep = sweep_layers(model, known, unknown, policies=tried, **options)
-            except (CheckpointError, ProcessError):
-                raise
-            except RetrainscopeError as error:  # for which the forecast must not be lost
-                notes.append(f"It could not be tried out: {error}")
-            else:
-                before, choice = choice, confirm(choice, sweep)
-                notes.append(_trial_text(sweep, before, choice))
-        advice = advise(scores, found[0], forecast, choice, novel=novel, threshold=threshold, estimators=settings)
-        advice = replace(advice, trial=sweep)
-    seconds = [end - began for began, end in pairwise(ends)]
+                options["checkpoint"] = Path(checkpoint, _TRIALS)
+            choice, sweep, note = try_out(model, known, unknown, choice, forecast, allowed=allowed, options=options)
+            notes.append(note)
+        advice = replace(advise(scores, measured, forecast, choice, **rules), trial=sweep)
     took = dict(zip(advice.table[0].needs, seconds, strict=True))
     return from_first("the advice", replace(advice, notes=(*notes, *advice.notes), seconds=took))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the model knows and what it does not, checked; the labels are those of the first batches."""
+
+    known: Batches
+    unknown: Batches
+    labels: tuple[tuple[Label, ...] | None, tuple[Label, ...] | None]
+    has_classes: bool  # whether the unknown data has at least two
+
+
+def _checked_data(model: nn.Module, known: Any, unknown: Any, batch_size: int) -> _Data:
+    home, dtype = model_place(model)
+    ours, theirs = (
+        as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
+        for data, name in ((known, "known"), (unknown, "unknown"))
+    )
+    with borrow(model, in_pieces=True):
+        first, other = ours.first(), theirs.first()
+        check_same_shape(input_shapes(first.inputs), other)
+        _check_labels(first, other)
+        return _Data(ours, theirs, (first.labels, other.labels), _has_classes(theirs))
+
+
+def _opened(
+    folder: Path, model: nn.Module, data: _Data, estimators: Sequence[LayerEstimator], groups: Any, trial: Any
+) -> Parts:
+    """Open a checkpoint's folder for this run, or refuse it if it is of another one."""
+    to_plain(data.labels)  # refused here if they cannot be kept
+    told_all = (
+        str(data.known.device),
+        [told_apart(estimator) for estimator in estimators],
+        listed(groups),
+        told(trial),
+    )
+    with borrow(model):
+        parts = Parts.open(folder, fingerprint(model, (data.known, data.unknown), repr(told_all)))
+    if rank() == 0:
+        read_trials(folder / _TRIALS)  # refused here if it is damaged
+    return parts
+
+
+def _measured(
+    estimators: Sequence[LayerEstimator],
+    known: Any,
+    unknown: Any,
+    groups: Any,
+    *,
+    fitted: TangentProbe | None,
+    began: float,
+) -> tuple[list[LayerScores], Layers, list[float]]:
+    """Return the scores by every estimator, the layers, and the seconds that each has taken."""
+    scores: list[LayerScores] = []
+    measured: Layers | None = None
+    ends = [began]
+    for estimator in estimators:
+        if estimator is not fitted:
+            estimator.fit(known)
+        measured = measured or estimator.layers_
+        if estimator.layers_.names != measured.names:
+            raise InvalidDataError(
+                "The estimators measure different layers: "
+                f"{', '.join(measured.names)} and {', '.join(estimator.layers_.names)}. Give them the same layers=."
+            )
+        if estimator is fitted:
+            scores.append(fitted.score_layers(unknown, groups=groups))
+        else:
+            scores.append(estimator.score_layers(unknown))
+        ends.append(time.perf_counter())
+    assert measured is not None
+    return scores, measured, [end - start for start, end in pairwise(ends)]
 
 
 @contextmanager
@@ -282,70 +299,6 @@ def _keeping(estimators: Sequence[LayerEstimator], parts: Parts) -> Iterator[Non
     finally:
         for estimator in estimators:
             estimator.__dict__.pop("_parts", None)
-
-
-def _told_apart(estimator: LayerEstimator) -> tuple[str, Any]:
-    """Return what decides an estimator's result beside model and data, the same in every process."""
-    settings = {k: v for k, v in estimator.get_params(deep=False).items() if k not in ("model", "progress")}
-    return type(estimator).__qualname__, _told(settings)
-
-
-def _told(value: Any) -> Any:
-    """Return what can be written down of settings: of functions the names."""
-    if isinstance(value, Mapping):
-        return sorted((str(key), _told(each)) for key, each in value.items())
-    if isinstance(value, Set):  # in an order that every process has
-        return sorted(repr(_told(each)) for each in value)
-    if isinstance(value, list | tuple | np.ndarray | Tensor):
-        return [_told(each) for each in _listed(value)]
-    if isinstance(value, np.generic):
-        return value.item()
-    return name_of(value) if callable(value) else value
-
-
-def _listed(values: Any) -> Any:
-    return values.tolist() if isinstance(values, np.ndarray | Tensor) else list(values) if values is not None else None
-
-
-def _checked_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
-    if budget is None:
-        return {}
-    if not isinstance(budget, Mapping) or not budget or set(budget) - {"parameters", "backward"}:
-        raise InvalidDataError(
-            "The 'budget' parameter must be a mapping with 'parameters', 'backward' or both, such as "
-            f"{{'parameters': 0.2}}. Got {budget!r} instead."
-        )
-    for name, share in budget.items():
-        if not (isinstance(share, Real) and not isinstance(share, bool) and 0 < share <= 1):
-            raise InvalidDataError(
-                f"The budget for {name!r} must be a share of training everything, above 0 and at most 1. Got {share!r}."
-            )
-    return {name: float(share) for name, share in budget.items()}
-
-
-def _check_trial(trial: Mapping[str, Any] | None) -> None:
-    """Refuse what is no option of a sweep, or is given to `recommend_layers` itself."""
-    if trial is None:
-        return
-    own = {*inspect.signature(recommend_layers).parameters, "test", "policies"} - {"batch_size"}
-    options = [name for name in inspect.signature(sweep_layers).parameters if name not in own]
-    wrong = [*trial] if not isinstance(trial, Mapping) else [name for name in trial if name not in options]
-    if wrong:
-        raise InvalidDataError(
-            f"The 'trial' parameter must be a mapping of options of sweep_layers: {', '.join(options)}. Got {wrong!r}."
-        )
-
-
-def _to_try(choice: Choice, forecast: Forecast, allowed: NDArray[np.bool_] | None) -> list[tuple[str, ...]]:
-    """Return what is tried beside the head alone: what the forecast speaks for, and everything if it is allowed."""
-    rows = [forecast.row_of(choice.policy or NONE), forecast.policies.index(ALL)]
-    return [forecast.trained[row] for row in rows if allowed is None or allowed[row]]
-
-
-def _trial_text(sweep: LayerSweep, before: Choice, after: Choice) -> str:
-    results = ", ".join(f"{policy} {accuracy:.1%}" for policy, accuracy in sweep.mean_accuracy.items())
-    text = f"Tried out on {sweep.n_samples[2]} samples that were held out: {results}."
-    return text if after == before else f"{text} The forecast spoke for {before.policy}, which was clearly worse."
 
 
 def _has_classes(batches: Batches) -> bool:
@@ -383,12 +336,3 @@ def _check_estimators(estimators: Sequence[LayerEstimator], model: nn.Module) ->
             )
         if estimator.model is not model:
             raise InvalidDataError(f"{type(estimator).__name__} was made for another model than the one given.")
-
-
-def _settings(estimator: LayerEstimator) -> str:
-    settings = {k: v for k, v in estimator.get_params(deep=False).items() if k not in ("model", "progress")}
-    return f"{type(estimator).__name__}({', '.join(f'{k}={_text(v)}' for k, v in settings.items())})"
-
-
-def _text(setting: Any) -> str:
-    return name_of(setting) if callable(setting) else repr(setting)  # which of a function has its address

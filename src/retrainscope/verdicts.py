@@ -2,8 +2,9 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from retrainscope.layers import Layers
 from retrainscope.policies import NONE
 from retrainscope.scores import LayerScores
 
-__all__ = ["advise", "allowed_policies", "combine"]
+__all__ = ["advise", "allowed_policies", "checked_budget", "combine"]
 
 _FEWEST_RANKED = 4  # layers, below which one order or another means nothing
 _AS_SIZES = (
@@ -238,6 +239,23 @@ def _cost(layers: Layers, retrained: tuple[str, ...], *, with_head: bool) -> dic
         "parameters": sum(layers.n_parameters[name] for name in trained) / sum(layers.n_parameters.values()),
         "backward": backward(trained) / max(1, backward(everything)),
     }
+
+
+def checked_budget(budget: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the limits of a budget, each a share of training everything; none for None."""
+    if budget is None:
+        return {}
+    if not isinstance(budget, Mapping) or not budget or set(budget) - {"parameters", "backward"}:
+        raise InvalidDataError(
+            "The 'budget' parameter must be a mapping with 'parameters', 'backward' or both, such as "
+            f"{{'parameters': 0.2}}. Got {budget!r} instead."
+        )
+    for name, share in budget.items():
+        if not (isinstance(share, Real) and not isinstance(share, bool) and 0 < share <= 1):
+            raise InvalidDataError(
+                f"The budget for {name!r} must be a share of training everything, above 0 and at most 1. Got {share!r}."
+            )
+    return {name: float(share) for name, share in budget.items()}
 
 
 def allowed_policies(forecast: Forecast, layers: Layers, limits: dict[str, float]) -> NDArray[np.bool_] | None:
