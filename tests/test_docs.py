@@ -1,5 +1,6 @@
 """The documentation is complete: every public name is on a page of the API, and every error on the page of errors."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -67,6 +68,26 @@ def test_every_error_has_a_cause_and_a_remedy():
     rows = re.findall(r"^\| (.*) \| (.*) \| (`.*`) \|$", page, re.MULTILINE)
     assert len({(entry.kind, entry.message) for entry in ENTRIES}) == len(rows)
     assert all(cause.strip() and remedy.strip() for cause, remedy, _ in rows)
+
+
+def imported(tree):
+    """Return the package's modules that a module imports when it is loaded, by the first part of their names."""
+    names = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.split(".")[1] for name in names if name.startswith("retrainscope.")}
+
+
+def test_the_house_is_as_drawn():
+    """Every module stands in one row of the page on contributing, and imports none from a row above."""
+    text = (PACKAGE.parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
+    table = text.split("| what | modules of")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [[name.rstrip("/") for name in re.findall(r"`([\w/]+)`", line)] for line in table]
+    place = {name: number for number, row in enumerate(rows) for name in row}
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
+    assert sorted(name for row in rows for name in row) == sorted(found - {"__init__", "__main__"})
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        above = {other for other in imported(ast.parse(path.read_text())) if place[other] < place.get(name, 0)}
+        assert not above, name
 
 
 def fail_by_data():
