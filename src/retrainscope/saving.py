@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from retrainscope.exceptions import MissingExtraError, ResultFormatError
 
@@ -114,7 +115,7 @@ def from_plain(kind: Any, plain: Any) -> Any:
         return make(**{name: from_plain(hints[name], plain[name]) for name in names})
     if isinstance(plain, torch.Tensor):
         return plain.numpy()
-    if origin is np.ndarray:
+    if origin in (np.ndarray, NDArray):  # the latter where NumPy has made it a type of its own
         numbers = [np.nan if x is None else x for x in plain["values"]]
         return np.array(numbers, dtype=np.float64).reshape(plain["shape"])
     if origin is tuple:
