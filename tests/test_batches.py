@@ -407,7 +407,9 @@ def test_non_finite_inputs_are_named_by_batch(value, streamed):
     data[9, 1] = value
     iterator = iter(batches_of(list(data.split(4)) if streamed else data, name="unknown"))
     assert [len(next(iterator)), len(next(iterator))] == [4, 4]
-    with pytest.raises(NonFiniteError, match=re.escape("The unknown data has NaN or infinity in batch 2. Remove")):
+    with pytest.raises(
+        NonFiniteError, match=re.escape("The unknown data has NaN or infinity in batch 2 (as float32). Remove")
+    ):
         next(iterator)
 
 

@@ -1,6 +1,7 @@
 """recommend_layers: verdicts, pooling and cost by hand, and what is refused."""
 
 import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -322,7 +323,9 @@ def test_what_each_estimator_took(tmp_path):
     model, known, unknown = classifier(), samples(80), samples(80, classes=(5, 6), seed=1)
     files = []
     for name in ("first", "second"):
+        began = time.perf_counter()
         rec = rs.recommend_layers(model, known, unknown, random_state=0)
+        assert sum(rec.seconds.values()) < time.perf_counter() - began
         assert [*rec.seconds] == ["TangentProbe", "ActivationSpread"]
         assert all(took > 0 for took in rec.seconds.values())
         rec.save(tmp_path / name)
@@ -485,7 +488,7 @@ def test_model_is_given_back_after_an_error(at):
 @pytest.mark.parametrize(
     ("estimators", "message"),
     [
-        ([], r"'estimators' parameter is empty. Give at least one estimator, or None"),
+        ([], r"^The 'estimators' parameter is empty. Give at least one estimator, or None\.$"),
         ([nn.Linear(1, 1)], r"must hold estimators such as ActivationSpread\(model\). Got Linear instead"),
         ([rs.ActivationSpread], r"must hold estimators such as ActivationSpread\(model\). Got ABCMeta instead"),
         (rs.ActivationSpread(nn.Linear(1, 1)), r"must be a list of estimators. Got ActivationSpread instead"),
@@ -502,12 +505,14 @@ def test_estimators_that_do_not_fit(estimators, message):
 def test_estimators_of_different_layers():
     """Estimators that measure different layers cannot be pooled."""
     model = classifier()
-    with pytest.raises(InvalidDataError, match=r"measure different layers: 0, 2 and 2\. Give them the same layers="):
+    with pytest.raises(
+        InvalidDataError, match=r"^The estimators measure different layers: 2 and 0, 2\. Give them the same layers=\.$"
+    ):
         rs.recommend_layers(
             model,
             samples(),
             samples(),
-            estimators=[rs.ActivationSpread(model), rs.ActivationSpread(model, layers=["2"])],
+            estimators=[rs.ActivationSpread(model, layers=["2"]), rs.ActivationSpread(model)],
         )
 
 
@@ -541,8 +546,13 @@ def test_errors_of_data_and_model():
     with pytest.raises(UnsupportedModelError, match="no parameters"):
         rs.recommend_layers(nn.ReLU(), samples(), samples())
     X, y = samples()
-    X[7] = NAN
-    with pytest.raises(NonFiniteError, match="unknown data has NaN or infinity in batch 1"):
+    X[3] = NAN
+    with pytest.raises(NonFiniteError, match=r"^The unknown data has NaN or infinity in batch 0"):
+        rs.recommend_layers(classifier(), samples(), (X, y), batch_size=5)
+    with pytest.raises(NonFiniteError, match=r"^The known data has NaN or infinity in batch 0"):
+        rs.recommend_layers(classifier(), (X, y), samples(), batch_size=5)
+    X[7], X[3] = NAN, 0
+    with pytest.raises(NonFiniteError, match=r"^The unknown data has NaN or infinity in batch 1"):
         rs.recommend_layers(classifier(), samples(), (X, y), batch_size=5)
 
 
@@ -580,8 +590,12 @@ def test_unlabelled_data_never_needs_nothing():
 
 def test_labels_of_different_types_are_refused():
     """Known classes 0 and 1 and unknown classes "0" and "1" are not taken for novel ones."""
-    with pytest.raises(InvalidDataError, match=r"known labels are int, the unknown ones str.*Give labels of one type"):
-        rs.recommend_layers(classifier(), samples(), samples(classes=("0", "1")))
+    whole = (
+        r"^The known labels are float and int, the unknown ones bool and str, so it cannot be told which classes are "
+        r"novel\. Give labels of one type\.$"
+    )
+    with pytest.raises(InvalidDataError, match=whole):
+        rs.recommend_layers(classifier(), samples(classes=(0, 1.5)), samples(classes=("0", True)))
 
 
 def test_some_known_classes_in_another_domain_are_compared_with_themselves():
@@ -771,6 +785,16 @@ def test_without_labels_the_spread_decides(unknown):
     for option in ({"budget": {"parameters": 0.5}}, {"groups": [0, 1]}):
         with pytest.raises(InvalidDataError, match="labels of at least two classes and a model that returns one row"):
             rs.recommend_layers(model, samples(), unknown, random_state=0, **option)
+
+
+def test_classes_that_come_one_after_the_other():
+    """That there are two classes is seen where the first batches are of one alone."""
+    X, labels = samples(80, classes=(5, 6), seed=1)
+    order = sorted(range(80), key=lambda row: labels[row])
+    unknown = (X[order], [labels[row] for row in order])
+    rec = rs.recommend_layers(classifier(), samples(), unknown, random_state=0, batch_size=20)
+    assert rec.forecast is not None
+    assert rec.forecast.n_classes == 2
 
 
 def test_few_groups_leave_it_undecided():

@@ -62,7 +62,7 @@ def test_a_trial_beside_the_forecast():
     assert (rec.trial.steps, rec.trial.learning_rates, rec.trial.accuracy.shape[1]) == (30, (1e-2,), 1)
     assert (rec.layers, rec.verdict) == (plain.layers, plain.verdict)
     results = ", ".join(f"{policy} {accuracy:.1%}" for policy, accuracy in rec.trial.mean_accuracy.items())
-    assert f"Tried out on {rec.trial.n_samples[2]} samples that were held out: {results}." in rec.summary()
+    assert f"Tried out on {rec.trial.n_samples[2]} samples that were held out: {results}." in rec.notes
     again = rs.recommend_layers(model, known, unknown, random_state=0, trial=QUICK)
     np.testing.assert_array_equal(again.trial.accuracy, rec.trial.accuracy)
 

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from retrainscope.batches import Batches, as_batches, input_shapes
+from retrainscope.batches import Batch, Batches, as_batches, input_shapes
 from retrainscope.checks import check_device
 from retrainscope.exceptions import LayerNotFoundError, UnsupportedModelError
 from retrainscope.layers import Layers, layers_of
@@ -216,11 +216,14 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     def _borrowed(self, seed: int) -> AbstractContextManager[nn.Module]:
         return borrow(self.model, device=self.device, seed=seed, in_pieces=self._takes_pieces)
 
-    def _keep_pace(self, model: nn.Module, batches: Batches) -> None:
-        """Run a model in pieces where only other processes have a batch left, as they cannot without this one."""
+    def _keep_pace(self, model: nn.Module, batches: Batches, batch: Batch | None) -> None:
+        """Run a model in pieces where only other processes have something to look at, as they cannot without this one.
+
+        On the batch at hand, or where the pass is over here on the first one.
+        """
         if is_sharded(model):
             with torch.no_grad():
-                call_model(model, batches.first().inputs)
+                call_model(model, (batches.first() if batch is None else batch).inputs)
 
     def _batches(self, data: Any, name: str, seed: int) -> Batches:
         _, dtype = model_place(self.model)

@@ -144,7 +144,7 @@ class Batches:
             n = self.source.n_samples if self.chosen is None else len(self.chosen)
             return -(-n // self.batch_size)
         try:
-            return len(self.source)  # type: ignore[arg-type]
+            return len(self.source) * (n_processes() if self.distributed else 1)  # type: ignore[arg-type]
         except TypeError:
             return None
 
@@ -216,9 +216,11 @@ class Batches:
     def _check_finite(self, inputs: Inputs, number: int) -> None:
         for key, tensor in items_of(inputs):
             if tensor.is_floating_point() and not all_finite(tensor):
-                where = f" (input {key!r})" if key else ""
+                where = f"input {key!r}, " if key else ""
+                kind = str(tensor.dtype).removeprefix("torch.")
                 raise NonFiniteError(
-                    f"The {self.name} data has NaN or infinity in batch {number}{where}. Remove or mend those samples."
+                    f"The {self.name} data has NaN or infinity in batch {number} ({where}as {kind}). Remove or mend "
+                    "those samples."
                 )
 
     def _placed(self, inputs: Inputs) -> Inputs:

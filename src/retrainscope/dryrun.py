@@ -109,12 +109,19 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
     run, stack = DryRun(), [model]
     tensors = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     counter = _FlopCounter()
-    n_tokens, sharded = n_tokens_of(inputs), is_sharded(model)
+    n_tokens = n_tokens_of(inputs)
+    # Of a model in pieces others are in the place of the parameters while a module runs.
+    places = {
+        (module, key): tensors[id(parameter)]
+        for module in (model.modules() if is_sharded(model) else ())
+        for key, parameter in module._parameters.items()
+        if parameter is not None
+    }
 
-    def entered(name: str, module: nn.Module) -> None:
+    def entered(module: nn.Module) -> None:
         stack.append(module)
-        if sharded:  # others are in the place of the parameters while it runs
-            tensors.update({id(t): f"{name}.{key}" for key, t in module._parameters.items() if t is not None})
+        if places:
+            tensors.update({id(t): places[module, key] for key, t in module._parameters.items() if t is not None})
 
     def left(name: str, module: nn.Module, returned: Any) -> None:
         run.now += 1
@@ -135,9 +142,9 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
 
 @contextmanager
 def _watched(
-    module: nn.Module, name: str, entered: Callable[[str, nn.Module], None], left: Callable[[str, nn.Module, Any], None]
+    module: nn.Module, name: str, entered: Callable[[nn.Module], None], left: Callable[[str, nn.Module, Any], None]
 ) -> Iterator[None]:
-    before = module.register_forward_pre_hook(lambda *_: entered(name, module))
+    before = module.register_forward_pre_hook(lambda *_: entered(module))
     after = module.register_forward_hook(lambda module, _args, returned: left(name, module, returned))
     try:
         yield

@@ -33,10 +33,10 @@ def told(value: Any) -> Any:
         return sorted((str(key), told(each)) for key, each in value.items())
     if isinstance(value, Set):  # in an order that every process has
         return sorted(repr(told(each)) for each in value)
-    if isinstance(value, list | tuple | np.ndarray | Tensor):
-        return [told(each) for each in listed(value)]
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [told(each) for each in value]
     return name_of(value) if callable(value) else value
 
 

@@ -233,7 +233,7 @@ class ActivationSpread(LayerEstimator):
         for step, (batch, told) in enumerate(steps):
             groups = self._dealt(counter, told, most)
             if batch is None:
-                self._keep_pace(model, batches)
+                self._keep_pace(model, batches, batch)
                 continue
 
             def measured(piece: Batch, number: int = step * n_processes() + rank()) -> dict[str, Tensor]:

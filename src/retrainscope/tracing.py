@@ -170,15 +170,9 @@ def run_layers(
         if len(seen) == len(modules) and not to_its_end:
             raise _AllSeen
 
-    def at_each_or_later(name: str, output: Tensor) -> None:
-        try:
-            at_each(name, output)
-        except Exception as error:
-            failed.append(error)
-
     try:
         with _hooked(
-            modules, at_each_or_later if to_its_end else at_each, n_tokens=None if mask is None else mask.shape[1]
+            modules, at_each, n_tokens=None if mask is None else mask.shape[1], later=failed if to_its_end else None
         ):
             call_model(model, inputs)
     except _AllSeen:
@@ -282,12 +276,24 @@ def named_layers(model: nn.Module, layers: Iterable[str], *, what: str = "layer"
 
 @contextmanager
 def _hooked(
-    modules: Mapping[str, nn.Module], visit: Callable[[str, Tensor], None], *, n_tokens: int | None
+    modules: Mapping[str, nn.Module],
+    visit: Callable[[str, Tensor], None],
+    *,
+    n_tokens: int | None,
+    later: list[Exception] | None = None,
 ) -> Iterator[None]:
-    """Call visit(name, output) whenever one of the modules has run."""
+    """Call visit(name, output) whenever one of the modules has run; errors are put into `later` where that is given."""
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _args: Any, returned: Any) -> None:
+            try:
+                look(module, returned)
+            except Exception as error:
+                if later is None:
+                    raise
+                later.append(error)
+
+        def look(module: nn.Module, returned: Any) -> None:
             if torch._C._current_graph_task_id() != -1:  # a checkpoint runs its part again on the way back
                 return
             if n_tokens is None and is_packed(returned):

@@ -217,7 +217,7 @@ class FeatureCriterion(LayerEstimator):
                     rows.pop(position, None)
             stay = [] if batch is None else [row for row, p in enumerate(batch.positions.tolist()) if p not in leave]
             if batch is None or not stay:
-                self._keep_pace(model, batches)
+                self._keep_pace(model, batches, batch)
                 continue
 
             def keep(piece: Batch, number: int = step * n_processes() + rank()) -> None:
