@@ -47,6 +47,19 @@ class Twice(nn.Module):
         return nn.functional.linear(torch.relu(self.inner(x)), self.inner.weight)
 
 
+class Placed(nn.Module):
+    """A network with a parameter of its own beside its layers, one of which has two names."""
+
+    def __init__(self, inner: nn.Sequential) -> None:
+        super().__init__()
+        self.place, self.inner = nn.Parameter(torch.full((8, 8), 0.1)), inner
+        self.again = inner[3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the network makes of x."""
+        return self.inner(x + self.place)
+
+
 class Ending(nn.Module):
     """Does something at a call of one process, and passes its input on."""
 
@@ -170,15 +183,28 @@ def decoders(known: Any, unknown: Any, **options: Any) -> list[Any]:
     return [found.values, found.interval, probe.losses_, *(value.numpy() for value in last.values())]
 
 
-def in_pieces(estimator: Any = rs.ActivationSpread, known: Any = KNOWN, **options: Any) -> list[Any]:
-    """Return what comes of a model that ``fully_shard`` has split among the processes; it stays split, and trains."""
-    net = network()
+def split(net: nn.Module, *parts: nn.Module) -> None:
+    """Split parts of a network, and then all the rest, among the processes."""
     if distributed.is_initialized():
         from torch.distributed.fsdp import fully_shard
 
         mesh = distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),))
-        for module in (net[0], net[3], net):
+        for module in (*parts, net):
             fully_shard(module, mesh=mesh)
+
+
+def owned_in_pieces() -> list[Any]:
+    """Return which layer owns which parameter."""
+    net = Placed(network())
+    split(net, net.inner[0], net.inner[3])
+    layers = rs.ActivationSpread(net, **OPTIONS).fit(KNOWN).layers_
+    return [str(layers.parameters), str(layers.n_parameters), layers.unused]
+
+
+def in_pieces(estimator: Any = rs.ActivationSpread, known: Any = KNOWN, *more: nn.Module, **options: Any) -> list[Any]:
+    """Return what comes of a model that ``fully_shard`` has split among the processes; it stays split, and trains."""
+    net = network(*more)
+    split(net, net[0], net[3])
     before = {name: (id(p), local(p)) for name, p in net.named_parameters()}
     try:
         if estimator is rs.recommend_layers:
@@ -324,6 +350,7 @@ SAME: dict[str, Callable[[], list[Any]]] = {
     "spectra": lambda: scores(criteria.SpectrumSNR),
     "similarity": similarity,
     "in pieces": in_pieces,
+    "owned in pieces": owned_in_pieces,
     "one batch in pieces": lambda: in_pieces(batch_size=256),
     "features in pieces": lambda: in_pieces(criteria.HScore, samples_per_class=20),
     "advice in pieces": lambda: in_pieces(rs.recommend_layers, X[:83]),
@@ -420,6 +447,7 @@ TOLD: dict[str, Callable[[], Any]] = {
     "decoders in pieces": lambda: in_pieces(rs.LayerDecoderProbe),
     "gradients in pieces": lambda: in_pieces(criteria.EmpiricalFisher),
     "pieces elsewhere": lambda: in_pieces(device="cpu"),
+    "error in pieces": lambda: in_pieces(rs.ActivationSpread, KNOWN, Ending(4, run_out, process=rank())),
     "infinity in pieces": lambda: in_pieces(known=(INFINITE, Y[:83])),
     "sampler": lambda: advice(sampled(KNOWN), sampled(UNKNOWN)),
     "sampler and groups": lambda: advice(sampled(KNOWN), sampled(UNKNOWN), groups=[*range(61)]),

@@ -336,6 +336,12 @@ def test_floating_inputs_get_the_type_of_the_model(dtype):
     }
 
 
+def test_numbers_too_large_for_the_model_are_told():
+    """What is finite in the data and not in the model's type is refused, with that type."""
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity in batch 0 \(as float16\)"):
+        batches_of(torch.full((4, 2), 1e5), dtype=torch.float16).first()
+
+
 @pytest.mark.parametrize("data", [X, {"x": X}, [(X, None)]], ids=["tensor", "mapping", "stream"])
 def test_inputs_are_copies(data):
     """What a model does to its inputs in place is not done to the user's data."""
@@ -417,7 +423,7 @@ def test_non_finite_inputs_are_named_by_key():
     """Among several inputs the one that has NaN is named."""
     bad = X.clone()
     bad[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"in batch 0 \(input 'b'\)"):
+    with pytest.raises(NonFiniteError, match=r"in batch 0 \(input 'b', as float32\)"):
         list(batches_of({"a": X, "b": bad}))
 
 

@@ -294,3 +294,15 @@ def test_place_of_a_model(model, place):
     """A model's place is the device of its parameters and the type of the first floating one, else the default."""
     device, dtype = model_place(model)
     assert (device.type, dtype) == (place[0], place[1] or torch.get_default_dtype())
+
+
+def test_a_method_of_the_name_is_not_taken_for_torchs():
+    """A module of the user's with a method `reshard` is lent as any other, and the method is not called."""
+
+    class Own(nn.Linear):
+        def reshard(self):
+            raise AssertionError
+
+    model = Own(2, 2)
+    with unchanged(model), borrow(model) as lent:
+        assert lent is model

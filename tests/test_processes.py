@@ -123,6 +123,12 @@ def test_nobody_waits_for_a_process_that_fails(
     _check(found[2][1 - failing][name], other, f"Process {failing} failed: ")
 
 
+def test_a_model_in_pieces_comes_back_after_an_error_half_way(found: Found) -> None:
+    """An error of the model in all processes leaves each with its pieces, and with a model that runs."""
+    for one in found[2]:
+        _check(one["error in pieces"], ZeroDivisionError, "of the model")
+
+
 def test_different_calls_are_told(found: Found) -> None:
     """Processes that make different calls raise an error rather than mix them up."""
     for one in found[2]:
