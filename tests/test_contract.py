@@ -65,7 +65,8 @@ def assert_equal_scores(first: rs.LayerScores, second: rs.LayerScores, *, rtol: 
     for name in first.__dataclass_fields__:
         one, other = getattr(first, name), getattr(second, name)
         if isinstance(one, np.ndarray):
-            np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol, err_msg=name, strict=True)
+            assert (one.shape, one.dtype) == (other.shape, other.dtype), name
+            np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol, err_msg=name)
 
 
 def worn_model() -> nn.Module:
