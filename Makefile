@@ -8,6 +8,7 @@ VISION := .venv-vision
 BENCH := .venv-bench
 ZOO := .venv-zoo
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 DOCS_MADE := docs/_build docs/_generated docs/api/generated docs/gallery
 
 .DEFAULT_GOAL := help
@@ -45,8 +46,14 @@ $(VISION)/.ready: pyproject.toml constraints-vision.txt
 test-oldest: $(OLDEST)/.ready  ## run all tests with the oldest versions that the package takes (3 GB)
 	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-test-newest: $(VISION)/.ready  ## run all tests with the newest versions that they were tried with
-	$(VISION)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+test-newest: $(NEWEST)/.ready  ## run all tests with the newest versions there are; PYTHON=python3.13 for a newer Python too
+	$(NEWEST)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+$(NEWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST)/bin/python -m pip install --quiet --group test --editable '.[frame,plot,report]'
+	@touch $@
 
 $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
@@ -63,7 +70,7 @@ lint: $(READY)  ## check style (ruff) and types (mypy, strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-mutation: $(READY)  ## change the central modules in a thousand small ways, and count what the tests notice (15 minutes)
+mutation: $(READY)  ## change the central modules in a thousand small ways, and count what the tests notice (half an hour)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group mutation
 	rm -rf mutants
 	$(BIN)/mutmut run
@@ -136,4 +143,4 @@ build: $(READY)  ## build wheel and sdist into dist/
 	$(BIN)/python -m build
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) $(OLDEST) $(DOCS_MADE) inversion speed zoo.json text-results build dist study mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VISION) $(BENCH) $(ZOO) $(OLDEST) $(NEWEST) $(DOCS_MADE) inversion speed zoo.json text-results build dist study mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
