@@ -128,8 +128,12 @@ def main() -> None:
 
     rs.replace_head(model, len(NOVEL), head=rec, random_state=0)
     rs.freeze_rest(model, rec)  # what PEFT leaves on: dropout in frozen layers
-    adapted = peft.get_peft_model(model, lora_config(rec, model, r=8, lora_alpha=16))
-    adapted.print_trainable_parameters()
+    adapted: nn.Module = model
+    if rec.layers:
+        adapted = peft.get_peft_model(model, lora_config(rec, model, r=8, lora_alpha=16))
+        adapted.print_trainable_parameters()
+    else:  # the texts are those of the libraries that are installed, and with others it may be undecided
+        print("Nothing is left for LoRA to adapt: the head alone is trained.")
     fit(adapted, *novel, epochs=15, lr=2e-3)
     right = accuracy(adapted, *test)
     print(f"{right:.1%} of the novel libraries' texts right")
@@ -138,8 +142,8 @@ def main() -> None:
     owners = {name.rpartition(".")[0] for row in rows for name in row.parameters}  # BERT's pooler counts with its head
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert trained
-    assert all(any(f".{owner}." in name for owner in owners) for name in trained)
-    assert right > 0.35  # by chance a sixth
+    assert all(any(f".{owner}." in f".{name}" for owner in owners) for name in trained)
+    assert right > (0.35 if rec.layers else 0.2)  # by chance a sixth
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_wrapped_models_are_refused(wrap, message):
         pass
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.torch.jit.script. is deprecated")
 def test_scripted_modules_are_refused():
     """Hooks cannot look into TorchScript: the whole or the part is named."""
     scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))

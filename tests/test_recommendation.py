@@ -1,5 +1,6 @@
 """recommend_layers: verdicts, pooling and cost by hand, and what is refused."""
 
+import importlib.metadata
 import sys
 import time
 from dataclasses import asdict, replace
@@ -367,7 +368,7 @@ def test_made_by_is_kept():
         "max_features=4096, random_state=3)",
     )
     assert set(rec.versions) == {"retrainscope", "torch", "numpy", "scikit-learn", "python"}
-    assert rec.versions["torch"] == torch.__version__
+    assert rec.versions["torch"] == importlib.metadata.version("torch")
     assert rec.threshold == DEFAULT_THRESHOLD == 0.15
 
 
@@ -457,7 +458,7 @@ def test_every_form_of_data(form):
     rec = rs.recommend_layers(model, forms[form](X, y), forms[form](Z, w), random_state=0)
     expected = rs.recommend_layers(model, (X, y), (Z, w), random_state=0)
     np.testing.assert_allclose(rec.scores[0].values, expected.scores[0].values, rtol=1e-9)
-    assert rec.head == replace(expected.head, need=rec.head.need, interval=rec.head.interval)
+    assert str(rec.head) == str(expected.head)  # which has no need: NaN
 
 
 def test_token_ids_with_an_input_layer():
