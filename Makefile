@@ -44,7 +44,7 @@ $(VISION)/.ready: pyproject.toml constraints-vision.txt
 	@touch $@
 
 test-oldest: $(OLDEST)/.ready  ## run all tests with the oldest versions that the package takes (3 GB)
-	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(OLDEST)/bin/python -m pytest -p no:anyio --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-newest: $(NEWEST)/.ready  ## run all tests with the newest versions there are; PYTHON=python3.13 for a newer Python too
 	$(NEWEST)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import content_of, model_state
+from helpers import content_of, model_state, needs_pieces
 from networks import classifier, samples
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -606,6 +606,7 @@ def test_a_sharded_model_of_the_first_kind_is_refused():
         rs.freeze_rest(wrapped, ["3"])
 
 
+@needs_pieces
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("freeze_first", [True, False])
 def test_a_fully_sharded_model(freeze_first):

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 import sharing
 import torch
+from helpers import needs_pieces
 
 from retrainscope.exceptions import InvalidDataError, NonFiniteError, ProcessError, UnsupportedModelError
 from retrainscope.processes import gather, n_processes, rank
 
 Found = dict[int, list[dict[str, Any]]]
+
+
+def case(name: str) -> Any:
+    """Return a parameter of the tests, marked where it is about a model in pieces."""
+    return pytest.param(name, marks=needs_pieces if name.endswith("in pieces") else ())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def test_without_a_group_there_is_one_process() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3])
-@pytest.mark.parametrize("name", [*sharing.SAME])
+@pytest.mark.parametrize("name", [case(name) for name in sharing.SAME])
 def test_the_result_is_that_of_one_process(found: Found, name: str, n: int) -> None:
     """However many share the work, all return what one would, but for rounding."""
     expected = found[1][0][name]
@@ -112,7 +118,7 @@ def test_what_differs_is_named_in_all_processes(found: Found, name: str, words: 
         ("data fails", 0, KeyError, ProcessError),
         ("parameter fails", 1, InvalidDataError, InvalidDataError),
         ("checkpoint", 0, InvalidDataError, InvalidDataError),
-        ("infinity in pieces", 1, NonFiniteError, NonFiniteError),
+        pytest.param("infinity in pieces", 1, NonFiniteError, NonFiniteError, marks=needs_pieces),
     ],
 )
 def test_nobody_waits_for_a_process_that_fails(
@@ -123,6 +129,7 @@ def test_nobody_waits_for_a_process_that_fails(
     _check(found[2][1 - failing][name], other, f"Process {failing} failed: ")
 
 
+@needs_pieces
 def test_a_model_in_pieces_comes_back_after_an_error_half_way(found: Found) -> None:
     """An error of the model in all processes leaves each with its pieces, and with a model that runs."""
     for one in found[2]:
@@ -165,9 +172,9 @@ def test_a_sampler_of_another_process_is_refused(found: Found) -> None:
     ("name", "words"),
     [
         ("wrapped", "model.module"),
-        ("decoders in pieces", "full_state_dict"),
-        ("gradients in pieces", "full_state_dict"),
-        ("pieces elsewhere", "without device="),
+        pytest.param("decoders in pieces", "full_state_dict", marks=needs_pieces),
+        pytest.param("gradients in pieces", "full_state_dict", marks=needs_pieces),
+        pytest.param("pieces elsewhere", "without device=", marks=needs_pieces),
     ],
 )
 def test_what_cannot_be_shared_is_refused(found: Found, name: str, words: str) -> None:

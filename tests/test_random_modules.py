@@ -78,7 +78,8 @@ def settings_of_torch() -> dict[str, Any]:
             len(getattr(torch_module, f"_global{table}"))
             for table in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         ],
-        "saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(True),
+        # Not in the oldest torch.
+        "saved tensors": getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", bool)(True),
         "warnings": list(warnings.filters),
         "numpy errors": np.geterr(),
     }
