@@ -229,6 +229,10 @@ def test_samples_of_attention_may_come_second():
     assert_same_scores(scores, expected)
 
 
+@pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < "2.13",
+    reason="earlier ones draw weights in the order that they lie in memory, so that the control is another",
+)
 def test_channels_last():
     """The memory format of the model and of the data changes no score."""
     plain = tuple((X.double(), y) for X, y in IMAGES)  # so that rounding is small after training, too
