@@ -106,6 +106,24 @@ def advised(case: Case, seed: int, *, labels: bool = True, trial: bool = False) 
         "needs": {row.name: _rounded(row.need) for row in rec.table},
         "cost": {name: round(share, 4) for name, share in rec.cost.items()},
         "head": rec.head.verdict,
+        "forecast": None if trial or rec.forecast is None else _forecast(rec.forecast),
+        "trial": None if rec.trial is None else {p: _rounded(a) for p, a in rec.trial.mean_accuracy.items()},
+    }
+
+
+def _forecast(forecast: rs.Forecast) -> dict[str, Any]:
+    """Return what a rule of choice could go by."""
+    errors, accuracies = (np.quantile(d, (0.05, 0.95), axis=0) for d in (forecast.draws, forecast.accuracy_draws))
+    return {
+        "chance": _rounded(forecast.chance),
+        "known_accuracy": _rounded(forecast.known_accuracy),
+        "policies": {
+            policy: {
+                "error": [_rounded(x) for x in (forecast.error[row], *errors[:, row])],
+                "accuracy": [_rounded(x) for x in (forecast.accuracy[row], *accuracies[:, row])],
+            }
+            for row, policy in enumerate(forecast.policies)
+        },
     }
 
 

@@ -5,6 +5,7 @@ default of `recommend_layers` is chosen on the *tuning* tasks alone; the *report
 networks and other data sets, and are for the figures that are published.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,11 @@ from networks import BLOCKS, BUILD, damaged
 from torch import nn
 
 __all__ = ["SEEDS", "TASKS", "Case", "Task", "cases"]
+
+# A seed trains the same network on another machine only with the same instructions: those that all machines have.
+os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+if torch.backends.cpu.get_cpu_capability() != "AVX2":
+    raise RuntimeError("PyTorch has chosen its instructions before this benchmark could. Import tasks before it works.")
 
 SEEDS = (0, 1, 2)
 # Fixed before any score was looked at, but for two networks with batch normalisation on digits. The first came when the

@@ -125,8 +125,8 @@ class _Matrix(Rule):
             p = min(n_inputs, room // q)  # of many groups each has few outputs, and all of its inputs would cost much
         signs = random_signs(q * n_outputs + p * n_inputs, seed).to(weight)
         left, right = (
-            signs[: q * n_outputs].view(q, -1) / math.sqrt(q),
-            signs[q * n_outputs :].view(p, -1) / math.sqrt(p),
+            None if wide == n else part.view(wide, n) / math.sqrt(wide)  # a whole side is exact as it is
+            for wide, n, part in ((q, n_outputs, signs[: q * n_outputs]), (p, n_inputs, signs[q * n_outputs :]))
         )
         return cls(module, n_groups, n_outputs, n_inputs, left, right)
 
@@ -138,12 +138,17 @@ class _Matrix(Rule):
 
     def _of_call(self, call: Call, gradient: Tensor) -> Tensor | None:
         projected = self._projected(call.inputs) if call.prepared is None else call.prepared
+        projected = projected.contiguous() if self.n_groups > 1 and projected.shape[2] > 1 else projected
         if self.right is None:
             call.prepared = projected
         outputs = self._by_place(gradient)
         if len(outputs) != len(projected) or outputs.shape[3] != projected.shape[3]:
             return None
         outputs = outputs if self.left is None else self.left @ outputs
+        if outputs.shape[2] == projected.shape[2] == 1:
+            return (outputs * projected).sum(dim=3).flatten(start_dim=1)
+        if self.n_groups > 1:  # many small products, each ten times as fast where its places lie side by side
+            outputs = outputs.contiguous()
         return torch.einsum("rgqt,rgpt->rgqp", outputs, projected).flatten(start_dim=1)
 
     def _by_place(self, outputs: Tensor) -> Tensor:
