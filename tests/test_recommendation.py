@@ -320,7 +320,7 @@ def test_frame_without_pandas_names_the_extra(monkeypatch):
 
 
 def test_what_each_estimator_took(tmp_path):
-    """The seconds are there by estimator, and are not saved: equal advice makes equal files."""
+    """Seconds, passes and memory are there by estimator, and are not saved: equal advice makes equal files."""
     model, known, unknown = classifier(), samples(80), samples(80, classes=(5, 6), seed=1)
     files = []
     for name in ("first", "second"):
@@ -329,10 +329,13 @@ def test_what_each_estimator_took(tmp_path):
         assert sum(rec.seconds.values()) < time.perf_counter() - began
         assert [*rec.seconds] == ["TangentProbe", "ActivationSpread"]
         assert all(took > 0 for took in rec.seconds.values())
+        assert [*rec.passes] == [*rec.peak_memory] == [*rec.seconds]
+        assert 1 < rec.passes["ActivationSpread"] < 1.1  # the first batches are looked at before
         rec.save(tmp_path / name)
         files.append((tmp_path / name).read_bytes())
     assert files[0] == files[1]
-    assert rs.Recommendation.load(tmp_path / "first").seconds == {}
+    loaded = rs.Recommendation.load(tmp_path / "first")
+    assert loaded.seconds == loaded.passes == loaded.peak_memory == {}
 
 
 def test_a_saved_recommendation_comes_back(tmp_path):

@@ -133,8 +133,12 @@ class Recommendation(Shown):
         What the advice and its alternatives gave where they were tried out.
     head_cost : dict of str to float
         `cost` of training the head alone; empty where it was saved by a version that did not tell.
-    seconds : dict of str to float
-        What each estimator took, as on a clock. Not saved, so that equal advice makes equal files.
+    seconds, passes, peak_memory : dict of str to float
+        What each estimator took: seconds as on a clock; forward passes over the samples that it measured, cut-off ones
+        counted whole, of all processes together; bytes of memory above what was in use before (on a GPU what torch
+        allocates there, on a CPU the resident memory of the process), of the first process, NaN where the system does
+        not tell. Memory that is in use for less than a hundredth of a second can be missed. Not saved, so that equal
+        advice makes equal files.
 
     Examples
     --------
@@ -167,6 +171,8 @@ class Recommendation(Shown):
     trial: LayerSweep | None = None
     head_cost: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict, metadata={"saved": False})
+    passes: dict[str, float] = field(default_factory=dict, metadata={"saved": False})
+    peak_memory: dict[str, float] = field(default_factory=dict, metadata={"saved": False})
 
     def summary(self) -> str:
         """Say the advice in a few sentences."""

@@ -1,11 +1,9 @@
 """`recommend_layers`: from the scores to advice."""
 
 import inspect
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
 from retrainscope.checkpoints import check_integer, fingerprint, read_trials
 from retrainscope.checks import check_number
 from retrainscope.choice import DEFAULT_TOLERANCE, choose
+from retrainscope.costs import Cost, costing
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.layers import Layers
 from retrainscope.lending import borrow, model_place
@@ -178,19 +177,20 @@ def recommend_layers(
             notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
     parts = NOTHING_KEPT if checkpoint is None else _opened(checkpoint, model, data, estimators, groups, trial)
     with _keeping(estimators, parts):
-        began = time.perf_counter()
+        costs = [Cost() for _ in estimators]
         if probe is not None:
             try:
-                probe.fit(known)
+                with costing(data.known.device, costs[0]):
+                    probe.fit(known)
             except UnsupportedModelError as error:
                 notes.append(f"There is no forecast: {error}")
-                probe, estimators = None, estimators[1:]
+                probe, estimators, costs = None, estimators[1:], costs[1:]
         if probe is None and (limits or groups is not None or trial is not None):
             raise InvalidDataError(
                 "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least "
                 "two classes and a model that returns one row of class scores a sample. Leave them out."
             )
-        scores, measured, seconds = _measured(estimators, known, unknown, groups, fitted=probe, began=began)
+        scores, measured = _measured(estimators, costs, data.known.device, known, unknown, groups, fitted=probe)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
     rules: dict[str, Any] = {
         "novel": bool(labels - known_labels) if labels and known_labels else None,
@@ -210,8 +210,8 @@ def recommend_layers(
             choice, sweep, note = try_out(model, known, unknown, choice, forecast, allowed=allowed, options=options)
             notes.append(note)
         advice = replace(advise(scores, measured, forecast, choice, **rules), trial=sweep)
-    took = dict(zip(advice.table[0].needs, seconds, strict=True))
-    return from_first("the advice", replace(advice, notes=(*notes, *advice.notes), seconds=took))
+    advice = replace(advice, notes=(*notes, *advice.notes), **_told_costs([*advice.table[0].needs], scores, costs))
+    return from_first("the advice", advice)
 
 
 @dataclass(frozen=True)
@@ -257,33 +257,45 @@ def _opened(
 
 def _measured(
     estimators: Sequence[LayerEstimator],
+    costs: Sequence[Cost],
+    device: torch.device,
     known: Any,
     unknown: Any,
     groups: Any,
     *,
     fitted: TangentProbe | None,
-    began: float,
-) -> tuple[list[LayerScores], Layers, list[float]]:
-    """Return the scores by every estimator, the layers, and the seconds that each has taken."""
+) -> tuple[list[LayerScores], Layers]:
+    """Return the scores by every estimator, and the layers; add up what each costs."""
     scores: list[LayerScores] = []
     measured: Layers | None = None
-    ends = [began]
-    for estimator in estimators:
+    for estimator, cost in zip(estimators, costs, strict=True):
         if estimator is not fitted:
-            estimator.fit(known)
+            with costing(device, cost):
+                estimator.fit(known)
         measured = measured or estimator.layers_
         if estimator.layers_.names != measured.names:
             raise InvalidDataError(
                 "The estimators measure different layers: "
                 f"{', '.join(measured.names)} and {', '.join(estimator.layers_.names)}. Give them the same layers=."
             )
-        if estimator is fitted:
-            scores.append(fitted.score_layers(unknown, groups=groups))
-        else:
-            scores.append(estimator.score_layers(unknown))
-        ends.append(time.perf_counter())
+        with costing(device, cost):
+            if estimator is fitted:
+                scores.append(fitted.score_layers(unknown, groups=groups))
+            else:
+                scores.append(estimator.score_layers(unknown))
     assert measured is not None
-    return scores, measured, [end - start for start, end in pairwise(ends)]
+    return scores, measured
+
+
+def _told_costs(names: Sequence[str], scores: Sequence[LayerScores], costs: Sequence[Cost]) -> dict[str, Any]:
+    """Return what a recommendation says of the costs, by estimator."""
+    n_forward = np.sum(gather("the passes", [cost.n_forward for cost in costs]), axis=0)
+    passes = [n / sum(one.n_samples) for n, one in zip(n_forward.tolist(), scores, strict=True)]
+    return {
+        "seconds": dict(zip(names, [cost.seconds for cost in costs], strict=True)),
+        "passes": dict(zip(names, passes, strict=True)),
+        "peak_memory": dict(zip(names, [cost.peak_memory for cost in costs], strict=True)),
+    }
 
 
 @contextmanager

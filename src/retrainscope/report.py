@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,11 +153,19 @@ def advice_sections(advice: Recommendation, *, sweep: LayerSweep | None = None) 
     sections.append(Section("The cost", pictures=[Picture("cost", words, plot_cost(advice))]))
     limits = [_NEED_LIMIT if advice.forecast is None else _FORECAST_LIMIT, *_LIMITS]
     made_by = Table("", ["what", "value"], [["estimator", text] for text in advice.estimators]
-                    + [[f"{name} (seconds)", f"{took:.1f}"] for name, took in advice.seconds.items()]
+                    + [[f"{name} took", _cost_text(advice, name)] for name in advice.seconds]
                     + [["threshold (nats)", f"{advice.threshold:g}"]]
                     + [[name, version] for name, version in advice.versions.items()], wordy=True)  # fmt: skip
     sections.append(Section("What it does not know, and how it was made", limits, [made_by]))
     return sections
+
+
+def _cost_text(advice: Recommendation, name: str) -> str:
+    """Say what an estimator has cost."""
+    parts = [f"{advice.seconds[name]:.1f} seconds", f"{advice.passes[name]:.1f} passes over its samples"]
+    if not math.isnan(advice.peak_memory[name]):
+        parts.append(f"{advice.peak_memory[name] / 1e6:.0f} MB")
+    return ", ".join(parts)
 
 
 def sweep_section(sweep: LayerSweep, *, title: str = "Retrained and tested") -> Section:
