@@ -321,3 +321,38 @@ def test_max_features_must_be_a_positive_integer(bad):
     """A limit that is no positive integer is refused."""
     with pytest.raises(InvalidDataError, match=r"'max_features' parameter must be a positive integer. Got"):
         rs.ActivationSpread(classifier(), max_features=bad).fit(samples())
+
+
+def test_autocast_computes_the_activations_in_half_precision_and_the_variances_in_double():
+    """The layers put out bfloat16, and what is measured is exactly the variance of what they put out."""
+    model, known, unknown = classifier(), samples(400), samples(400, classes=(5, 6), seed=1)
+    kinds = set()
+    with torch.no_grad():
+        model[2].bias += 100  # what all samples share is what bfloat16 sums would drown in
+    with model[2].register_forward_hook(lambda _module, _args, output: kinds.add(output.dtype)):
+        whole = rs.ActivationSpread(model, random_state=0).fit(known).score_layers(unknown)
+        assert kinds == {torch.float32}
+        half = rs.ActivationSpread(model, autocast="bfloat16", random_state=0).fit(known).score_layers(unknown)
+        assert kinds == {torch.float32, torch.bfloat16}
+    seen = []
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16),
+        model[2].register_forward_hook(lambda _module, _args, output: seen.append(output.double())),
+    ):
+        model(known[0])
+    outputs, y = seen[0], torch.tensor(known[1])
+    within = np.mean([outputs[y == label].var(dim=0).sum() for label in (0, 1)])
+    means = torch.stack([outputs[y == label].mean(dim=0) for label in (0, 1)])
+    between = means.var(dim=0).sum() - within / 200
+    place = half.layers.index("2")
+    np.testing.assert_allclose(half.known[place], within / (within + max(between, 0)), rtol=1e-9)
+    np.testing.assert_allclose(half.values[0], whole.values[0], atol=0.02)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_takes_one_type():
+    """Another type is named, with what there is."""
+    model, known = classifier(), samples(40)
+    with pytest.raises(InvalidDataError, match=r"The 'autocast' parameter must be 'bfloat16'\. Got 'float16' instead"):
+        rs.ActivationSpread(model, autocast="float16").fit(known)

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -14,7 +14,16 @@ from torch.nn.parameter import is_lazy
 from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.sharding import check_pieces, reshard
 
-__all__ = ["autograd_on", "borrow", "copy_model", "model_place", "random_from", "seed_of", "start_random"]
+__all__ = [
+    "autocasting",
+    "autograd_on",
+    "borrow",
+    "copy_model",
+    "model_place",
+    "random_from",
+    "seed_of",
+    "start_random",
+]
 
 
 @contextmanager
@@ -26,6 +35,11 @@ def autograd_on() -> Iterator[None]:
             if kind == "cpu" or torch.is_autocast_enabled(kind):
                 opened.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def autocasting(dtype: str | None, device: torch.device) -> AbstractContextManager[object]:
+    """Let the model compute in another type where torch's autocast thinks it safe; None: in its own."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))
 
 
 @contextmanager
