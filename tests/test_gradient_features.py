@@ -30,6 +30,20 @@ class Tokens(nn.Module):
         return self.mix(self.norm(self.embed(x))).tanh().sum(dim=1)
 
 
+class Positioned(nn.Module):
+    """Adds an embedding of the positions, one row for all samples, as a BERT does."""
+
+    def __init__(self, *, squeezed: bool = False) -> None:
+        super().__init__()
+        self.embed, self.position, self.squeezed = nn.Embedding(7, 4), nn.Embedding(6, 4), squeezed
+        self.norm, self.mix = nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        position = self.position(torch.arange(x.shape[1])[None])
+        position = position.view(x.shape[1], 4) if self.squeezed else position
+        return self.mix(self.norm(self.embed(x) + position)).tanh().sum(dim=1)
+
+
 class Reused(nn.Module):
     """A layer that runs twice."""
 
@@ -216,6 +230,8 @@ def pooled(*layers: nn.Module) -> nn.Sequential:
 BODIES = {
     "linear": (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)), (4,)),
     "tokens": (Tokens, "tokens"),
+    "positions": (Positioned, "tokens"),
+    "positions in one row": (lambda: Positioned(squeezed=True), "tokens"),
     "convolution": (lambda: pooled(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True)), (2, 7, 7)),
     "dilated": (lambda: pooled(nn.Conv2d(2, 3, (3, 2), dilation=2, padding="same", bias=False)), (2, 7, 6)),
     "reflecting": (lambda: pooled(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")), (2, 5, 5)),
@@ -309,7 +325,7 @@ def test_kernels_are_those_of_single_samples(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["norms", "transformer", "vision transformer", "attention twice", "windows", "resting"]
+    "name", ["positions", "norms", "transformer", "vision transformer", "attention twice", "windows", "resting"]
 )
 def test_rules_suffice(name, monkeypatch):
     """What is common in networks takes no pass for every sample."""

@@ -182,6 +182,7 @@ class _Sketch:
         self.ruled = {name: self.weights[name] for name in asked}
         self.layers = {layer: [n for n in names if n in self.ruled] for layer, names in parameters.items()}
         self.others = {layer: [n for n in names if n not in self.ruled] for layer, names in parameters.items()}
+        self.repeats = any(isinstance(user, nn.Embedding) for user in self.users.values())
 
     def rows(self, chunk: Batch) -> dict[str, Tensor]:
         """Return the features of a chunk of samples, layer by layer."""
@@ -191,8 +192,14 @@ class _Sketch:
         with torch.enable_grad(), differentiable(self.ruled.values()):
             outputs = None
             if calls:
-                with _recorded(calls):
-                    outputs = call_model(self.body, inputs)
+                try:
+                    with _recorded(calls, n_rows=n_samples if self.repeats else 1):
+                        outputs = call_model(self.body, inputs)
+                except RuntimeError as error:
+                    if not self.repeats or isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    self.repeats = False  # this model cannot do with a row for every sample
+                    return self.rows(chunk)
             for place, direction in enumerate(self.directions):
                 found = {} if outputs is None else self._by_rule(outputs @ direction.to(outputs), calls, place)
                 others = self._one_by_one(inputs, n_samples, direction)
@@ -237,15 +244,21 @@ class _Sketch:
 
 
 @contextmanager
-def _recorded(calls: Mapping[nn.Module | Tensor, list[Call]]) -> Iterator[None]:
-    """Keep what goes into some modules and what comes out, where that is one tensor each; and parameters expanded."""
+def _recorded(calls: Mapping[nn.Module | Tensor, list[Call]], *, n_rows: int) -> Iterator[None]:
+    """Keep what goes into some modules and what comes out, where that is one tensor each; and parameters expanded.
+
+    One row of an embedding that is for all samples (of positions) is repeated, so that each sample has its gradient.
+    """
 
     def keep_in(made: list[Call]) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        def keep(_module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        def keep(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             if not (args and isinstance(args[0], Tensor) and isinstance(output, Tensor)):
                 return None
-            made.append(Call(args[0].detach(), output))
-            return output.clone()  # what is kept must not be overwritten in place
+            inputs = args[0].detach()
+            if isinstance(module, nn.Embedding) and inputs.ndim == 2 and len(inputs) == 1:
+                inputs, output = (tensor.expand(n_rows, *tensor.shape[1:]) for tensor in (inputs, output))
+            made.append(Call(inputs, output))
+            return made[-1].output.clone()  # what is kept must not be overwritten in place
 
         return keep
 
