@@ -4,12 +4,14 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from networks import classifier, samples
 
 import retrainscope as rs
 from retrainscope.costs import Cost, costing, count_samples
+from retrainscope.report import _cost_text
 
 CPU = torch.device("cpu")
 
@@ -36,6 +38,19 @@ def test_the_peak_of_memory():
         del taken
     assert 190e6 < cost.peak_memory < 260e6
     assert len(there) == 25_000_000
+
+
+def test_memory_that_is_not_told(monkeypatch):
+    """Where the system does not tell its memory the peak is NaN, and no line of the report."""
+    cost = Cost()
+    monkeypatch.setattr("sys.platform", "darwin")
+    for _ in range(2):
+        with costing(CPU, cost):
+            pass
+    assert np.isnan(cost.peak_memory)
+    rec = rs.recommend_layers(classifier(), samples(80), samples(80, classes=(5, 6), seed=1), random_state=0)
+    assert {*map(np.isnan, rec.peak_memory.values())} == {True}
+    assert "MB" not in _cost_text(rec, "TangentProbe")
 
 
 def test_nothing_is_left_running():

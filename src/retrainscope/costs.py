@@ -11,6 +11,7 @@ from math import nan
 from pathlib import Path
 from threading import Event, Thread
 
+import numpy as np
 import torch
 
 __all__ = ["Cost", "costing", "count_samples"]
@@ -69,7 +70,7 @@ def costing(device: torch.device, cost: Cost) -> Iterator[None]:
         watcher.join()
         _CURRENT.reset(token)
         cost.seconds += time.perf_counter() - began
-        cost.peak_memory = max(cost.peak_memory, most[0] - before, _in_use(device) - before)
+        cost.peak_memory = float(np.max([cost.peak_memory, most[0] - before, _in_use(device) - before]))  # NaN stays
 
 
 def _in_use(device: torch.device) -> float:
