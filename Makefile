@@ -88,6 +88,7 @@ bench-advice-again: $(READY) $(BENCH)/.ready  ## retrain and score all of it aga
 	$(BENCH)/bin/python benchmarks/advice/sweeps.py
 	$(BENCH)/bin/python benchmarks/advice/score.py
 	$(BENCH)/bin/python benchmarks/advice/score.py --purpose reporting --slow
+	$(BENCH)/bin/python benchmarks/advice/times.py
 	$(MAKE) bench-advice
 
 bench-inversion: $(BENCH)/.ready  ## invert really trained networks and others; writes docs/inversion.md (2 hours)
