@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retrainscope.batches import Inputs
 from retrainscope.checks import all_finite, check_choice
-from retrainscope.costs import count_samples
+from retrainscope.costs import passing
 from retrainscope.exceptions import (
     LayerNotFoundError,
     LayerNotRunError,
@@ -258,10 +258,10 @@ def gradient_break(model: nn.Module, layer: str, features_of: Callable[[Tensor],
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """Call the model with a tensor by position, with a mapping by keyword; it may write into its copy of them."""
     if isinstance(inputs, Tensor):
-        count_samples(len(inputs))
-        return model(inputs.clone())
-    count_samples(len(next(iter(inputs.values()))))
-    return model(**{key: tensor.clone() for key, tensor in inputs.items()})
+        with passing(len(inputs)):
+            return model(inputs.clone())
+    with passing(len(next(iter(inputs.values())))):
+        return model(**{key: tensor.clone() for key, tensor in inputs.items()})
 
 
 def named_layers(model: nn.Module, layers: Iterable[str], *, what: str = "layer") -> dict[str, nn.Module]:
