@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -186,6 +186,7 @@ class _Sketch:
         self.ruled = {name: self.weights[name] for name in asked}
         self.layers = {layer: [n for n in names if n in self.ruled] for layer, names in parameters.items()}
         self.others = {layer: [n for n in names if n not in self.ruled] for layer, names in parameters.items()}
+        self.rule, self.signs = cache(self._rule), cache(self._signs)  # drawn once for all chunks
         self.repeats = any(isinstance(user, nn.Embedding) for user in self.users.values())
 
     def rows(self, chunk: Batch) -> dict[str, Tensor]:
@@ -206,7 +207,8 @@ class _Sketch:
                 others = self._one_by_one(inputs, n_samples, direction)
                 for number, (layer, names) in enumerate(self.layers.items()):
                     rows = torch.cat([*(found[name] for name in names), others[layer]], dim=1)
-                    parts[layer].append(_folded(rows, self.max_features, self._seed_for(0, place, number)))
+                    signs = partial(self.signs, place=place, number=number)
+                    parts[layer].append(_folded(rows, self.max_features, signs))
         return {layer: torch.cat(rows, dim=1) for layer, rows in parts.items()}
 
     def _run(self, inputs: Inputs, n_samples: int) -> tuple[Tensor, Calls]:
@@ -228,7 +230,7 @@ class _Sketch:
         made = [call for each in calls.values() for call in each]
         for call, gradient in zip(made, _gradients(along.sum(), [call.output for call in made]), strict=True):
             call.gradient = wide(gradient)
-        rules = {name: self._rule(name, place) for name in self.ruled}
+        rules = {name: self.rule(name, place) for name in self.ruled}
         rows = {name: rule.rows(calls[self.users[name]], len(along)) for name, rule in rules.items()}
         found = {name: features for name, features in rows.items() if features is not None}
         if len(found) < len(rules):
@@ -244,6 +246,9 @@ class _Sketch:
             return broadcast_rule(self.places[name][0], self.weights[name])
         seed = self._seed_for(1, place, self.numbers[name])
         return rule_for(*self.places[name], self.weights[name], max_features=self.max_features, seed=seed)
+
+    def _signs(self, n: int, place: int, number: int) -> Tensor:
+        return random_signs(n, self._seed_for(0, place, number)).to(self.directions.device)
 
     def _one_by_one(self, inputs: Inputs, n_samples: int, direction: Tensor) -> dict[str, Tensor]:
         """Return the gradients of the parameters that there are no rules for."""
@@ -312,14 +317,16 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         raise _UnlikeError(unlike)
 
 
-def _folded(rows: Tensor, most: int, seed: int) -> Tensor:
+def _folded(rows: Tensor, most: int, signs: Callable[[int], Tensor]) -> Tensor:
     """Add up features of shape (n_samples, n_features), each with a random sign, to no more than that."""
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # half precision overflows in sums
     n_samples, n_features = rows.shape
     if n_features <= most:
         return rows
-    signed = rows * random_signs(n_features, seed).to(rows.device)
-    return nn.functional.pad(signed, (0, -n_features % most)).view(n_samples, -1, most).sum(dim=1)
+    signed, whole = rows * signs(n_features), n_features - n_features % most
+    folded = signed[:, :whole].view(n_samples, -1, most).sum(dim=1)
+    folded[:, : n_features - whole] += signed[:, whole:]
+    return folded
 
 
 def _product(output: Tensor, direction: Tensor) -> Tensor:
