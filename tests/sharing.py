@@ -370,6 +370,12 @@ def other_weights() -> Any:
     return rs.ActivationSpread(net, **OPTIONS).fit(KNOWN)
 
 
+def other_precision() -> Any:
+    """Measure where autocast is on in process 0 alone."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=rank() == 0):
+        return spread(KNOWN, UNKNOWN)
+
+
 def other_statistics() -> Any:
     """Measure a model whose batch statistics have drifted apart."""
     net = network()
@@ -427,6 +433,7 @@ def drawn_seed() -> list[Any]:
 
 TOLD: dict[str, Callable[[], Any]] = {
     "weights": other_weights,
+    "precision": other_precision,
     "statistics": other_statistics,
     "size": lambda: spread(unlike(1, UNKNOWN, KNOWN), UNKNOWN),
     "content": lambda: spread(KNOWN, unlike(1, (-X[:83], Y[:83]), KNOWN)),

@@ -96,6 +96,30 @@ def test_a_model_on_the_gpu_is_left_as_it_was(kind):
     assert all(torch.equal(one, other) for one, other in zip(state, torch.cuda.get_rng_state_all(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_estimator
+def test_scores_under_autocast(kind, dtype):
+    """Inside of autocast the needs are near those outside; an inversion does not follow it."""
+    model = classifier().cuda()
+    expected = scored(kind, model)
+    with unchanged(model), torch.autocast("cuda", dtype):
+        found = scored(kind, model)
+        assert torch.is_autocast_enabled("cuda")
+    np.testing.assert_allclose(found.values, expected.values, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_under_autocast(dtype):
+    """Inside of autocast a sweep learns, whatever weights the caller's context has kept."""
+    model = conv_net().cuda().eval()
+    with unchanged(model), torch.autocast("cuda", dtype):
+        model(images()[0].cuda())
+        sweep = rs.sweep_layers(
+            model, images(), placed(images((2, 3), n=120, seed=1)), steps=60, n_seeds=1, random_state=0
+        )
+    assert sweep.mean_accuracy["all"] > 0.8
+
+
 def test_advice_is_that_of_the_processor():
     """Of an image network the advice is the same, and the needs are, but for the precision of single floats."""
     model = conv_net()

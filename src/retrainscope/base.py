@@ -18,6 +18,7 @@ from retrainscope.layers import Layers, layers_of
 from retrainscope.lending import autograd_on, borrow, model_place
 from retrainscope.memory import Halving
 from retrainscope.parts import NOTHING_KEPT, Parts
+from retrainscope.precision import asked_precision
 from retrainscope.processes import agree, from_first, in_step, n_processes
 from retrainscope.reference import check_same_shape, input_axes
 from retrainscope.saving import from_plain, to_plain
@@ -61,6 +62,8 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     _takes_shares: ClassVar[bool] = False
     # Whether models of `fully_shard` can be measured: all processes then run the model equally often, and never back.
     _takes_pieces: ClassVar[bool] = False
+    # Whether the model computes as the caller's autocast would have it; all else is in full precision anyway.
+    _follows_autocast: ClassVar[bool] = True
     _parts: Parts = NOTHING_KEPT  # of a run with a checkpoint, for as long as that lasts
 
     def __sklearn_clone__(self) -> Self:
@@ -89,7 +92,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             check_calls(self.calls)
             seed = same_seed(self.random_state)
             batches = self._batches(known, "known", seed)
-            with autograd_on(), self._borrowed(seed) as model:
+            with autograd_on(follow_autocast=self._follows_autocast), self._borrowed(seed) as model:
                 self._fit(model, self._agreed(batches), seed)
         return self
 
@@ -147,7 +150,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         with in_step():
             check_is_fitted(self, "layers_")
             batches = self._batches(unknown, "unknown", self._seed)
-            with autograd_on(), self._borrowed(self._seed) as model:
+            with autograd_on(follow_autocast=self._follows_autocast), self._borrowed(self._seed) as model:
                 batches = self._agreed(batches)
                 check_same_shape(self._input_shapes, batches.first())
                 yield model, batches, np.random.default_rng(self._seed)
@@ -160,7 +163,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             if layer not in self.layers_.names:
                 raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
         batches = self._batches(X, "given", self._seed)
-        with autograd_on(), self._borrowed(self._seed) as model:
+        with autograd_on(follow_autocast=self._follows_autocast), self._borrowed(self._seed) as model:
             check_same_shape(self._input_shapes, batches.first(), name="given")
             yield model, batches
 
@@ -210,7 +213,8 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         """Return the data to work on; another model, setting or data set in another process is refused."""
         own = ("model", "device", "random_state", "progress")  # what may be another, or is compared elsewhere
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in own}
-        check_same({"the estimator": type(self).__name__, **settings}, self.model, batches)
+        named = {"the estimator": type(self).__name__, "torch.autocast": str(self._autocast)}
+        check_same(named | settings, self.model, batches)
         return batches if self._takes_shares else everywhere(batches)
 
     def _borrowed(self, seed: int) -> AbstractContextManager[nn.Module]:
@@ -234,6 +238,11 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     def _place(self) -> torch.device:
         """Return where to measure."""
         return model_place(self.model)[0] if self.device is None else check_device(self.device)
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        """The type that the caller's autocast has for the model."""
+        return asked_precision(self._place()) if self._follows_autocast else None
 
 
 def _check_measurable(layers: Layers, input_layer: str | None) -> None:

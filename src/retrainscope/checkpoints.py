@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from retrainscope.batches import Batches, items_of
 from retrainscope.checks import reason_of
 from retrainscope.exceptions import CheckpointError, InvalidDataError
+from retrainscope.precision import asked_precision
 from retrainscope.processes import from_first, gather, rank
 from retrainscope.saving import write_text
 from retrainscope.trials import Trial
@@ -43,6 +44,8 @@ def fingerprint(model: nn.Module, data: Iterable[Batches], settings: str) -> str
 
     add(model.state_dict().values())
     for batches in data:
+        precision = asked_precision(batches.device)
+        digest.update(b"" if precision is None else repr(precision).encode())
         for batch in batches:
             add(tensor for _, tensor in items_of(batch.inputs))
             digest.update(repr(batch.labels).encode())

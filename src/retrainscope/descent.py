@@ -52,7 +52,8 @@ class Descent:
     jitter : int
         Each step the images are shifted by up to so many pixels, round the edge; for Adam.
     autocast : {"bfloat16"}, optional
-        The type that the forward pass computes with where torch's autocast thinks it safe.
+        The type that the forward pass computes with where torch's autocast thinks it safe; the search comes less far
+        with it. None: the model's own, also inside of the caller's ``torch.autocast``.
 
     Raises
     ------

@@ -16,12 +16,16 @@ from retrainscope.gradient_rules import Call, Rule, broadcast_rule, has_rule, ra
 from retrainscope.lending import random_from
 from retrainscope.memory import Halving
 from retrainscope.parts import NOTHING_KEPT, Parts
+from retrainscope.precision import asked_precision, full_precision, wide
 from retrainscope.processes import in_turns, n_processes
 from retrainscope.sample_gradients import differentiable, gradients_of, sample_gradients
 from retrainscope.tracing import call_model
 
 __all__ = ["gradient_features"]
 
+Calls = dict[nn.Module | Tensor, list[Call]]
+
+_FEW = 4  # samples that tell whether the rules hold
 _CHUNK = 32  # samples at once, as in a step of training
 _LIKE = 0.1  # of a gradient's norm: what is wrong is wrong by more, and rounding is far less
 _ROUNDING = 1e-6  # of the greatest of the norms
@@ -189,20 +193,17 @@ class _Sketch:
         """Return the features of a chunk of samples, layer by layer."""
         inputs, n_samples = chunk.inputs, len(chunk)
         parts: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
-        calls: dict[nn.Module | Tensor, list[Call]] = {user: [] for user in self.users.values()}
         with torch.enable_grad(), differentiable(self.ruled.values()):
-            outputs = None
-            if calls:
-                try:
-                    with _recorded(calls, n_rows=n_samples if self.repeats else 1):
-                        outputs = call_model(self.body, inputs)
-                except RuntimeError as error:
-                    if not self.repeats or isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    self.repeats = False  # this model cannot do with a row for every sample
-                    return self.rows(chunk)
+            check = asked_precision(chunk.device) is None
+            if not check:  # its rounding may be as large as what is looked for
+                with full_precision(network=True):
+                    few = chunk.take(np.arange(min(n_samples, _FEW)))
+                    outputs, calls = self._run(few.inputs, len(few))
+                    self._by_rule(outputs @ self.directions[0].to(outputs), calls, 0, check=True)
+            outputs, calls = self._run(inputs, n_samples)
             for place, direction in enumerate(self.directions):
-                found = {} if outputs is None else self._by_rule(outputs @ direction.to(outputs), calls, place)
+                along = outputs @ direction.to(outputs)
+                found = self._by_rule(along, calls, place, check=check and place == 0)
                 others = self._one_by_one(inputs, n_samples, direction)
                 for number, (layer, names) in enumerate(self.layers.items()):
                     rows = torch.cat([*(found[name] for name in names), others[layer]], dim=1)
@@ -210,19 +211,33 @@ class _Sketch:
                     parts[layer].append(_folded(rows, self.max_features, signs))
         return {layer: torch.cat(rows, dim=1) for layer, rows in parts.items()}
 
-    def _by_rule(self, along: Tensor, calls: Mapping[nn.Module | Tensor, list[Call]], place: int) -> dict[str, Tensor]:
+    def _run(self, inputs: Inputs, n_samples: int) -> tuple[Tensor, Calls]:
+        """Run the body, if there are rules for any of its parameters; return its outputs, and what they are made of."""
+        calls: Calls = {user: [] for user in self.users.values()}
+        if not calls:
+            return self.directions.new_zeros(n_samples, self.directions.shape[1]), calls
+        try:
+            with _recorded(calls, n_rows=n_samples if self.repeats else 1):
+                return wide(call_model(self.body, inputs)), calls
+        except RuntimeError as error:
+            if not self.repeats or isinstance(error, torch.OutOfMemoryError):
+                raise
+        self.repeats = False  # this model cannot do with a row for every sample
+        return self._run(inputs, n_samples)
+
+    def _by_rule(self, along: Tensor, calls: Calls, place: int, *, check: bool) -> dict[str, Tensor]:
         """Return the features of the parameters that there are rules for, from one pass back."""
         made = [call for each in calls.values() for call in each]
         for call, gradient in zip(made, _gradients(along.sum(), [call.output for call in made]), strict=True):
-            call.gradient = gradient
+            call.gradient = wide(gradient)
         rules = {name: self.rule(name, place) for name in self.ruled}
         rows = {name: rule.rows(calls[self.users[name]], len(along)) for name, rule in rules.items()}
         found = {name: features for name, features in rows.items() if features is not None}
         if len(found) < len(rules):
             raise _UnlikeError(rules.keys() - found.keys())
-        if place == 0:
+        if check and rules:
             alone = _gradients(along[0], [*self.ruled.values()])
-            expected = {name: rules[name].row(one) for name, one in zip(self.ruled, alone, strict=True)}
+            expected = {name: rules[name].row(wide(one)) for name, one in zip(self.ruled, alone, strict=True)}
             _check({name: features[0] for name, features in found.items()}, expected)
         return found
 
@@ -249,7 +264,7 @@ class _Sketch:
 
 
 @contextmanager
-def _recorded(calls: Mapping[nn.Module | Tensor, list[Call]], *, n_rows: int) -> Iterator[None]:
+def _recorded(calls: Calls, *, n_rows: int) -> Iterator[None]:
     """Keep what goes into some modules and what comes out, where that is one tensor each; and parameters expanded.
 
     One row of an embedding that is for all samples (of positions) is repeated, so that each sample has its gradient.

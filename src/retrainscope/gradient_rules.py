@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrainscope.precision import wide
+
 __all__ = ["Call", "Rule", "broadcast_rule", "has_rule", "random_signs", "rule_for"]
 
 _LARGEST = 2**14  # entries of a weight whose gradients are put together; a larger one is projected before
@@ -74,7 +76,7 @@ class _Scale(Rule):
 
     def _of_call(self, call: Call, gradient: Tensor) -> Tensor | None:
         if call.prepared is None:
-            call.prepared = _normalised(self.module, call.inputs)
+            call.prepared = _normalised(self.module, wide(call.inputs))
         fits = call.prepared.shape == gradient.shape
         return _summed(self.module, gradient * call.prepared) if fits else None
 
@@ -123,7 +125,7 @@ class _Matrix(Rule):
         q = min(n_outputs, room // p)
         if n_groups == 1:
             p = min(n_inputs, room // q)  # of many groups each has few outputs, and all of its inputs would cost much
-        signs = random_signs(q * n_outputs + p * n_inputs, seed).to(weight)
+        signs = wide(random_signs(q * n_outputs + p * n_inputs, seed).to(weight))
         left, right = (
             None if wide == n else part.view(wide, n) / math.sqrt(wide)  # a whole side is exact as it is
             for wide, n, part in ((q, n_outputs, signs[: q * n_outputs]), (p, n_inputs, signs[q * n_outputs :]))
@@ -137,7 +139,7 @@ class _Matrix(Rule):
         return (matrices if self.right is None else matrices @ self.right.T).flatten()
 
     def _of_call(self, call: Call, gradient: Tensor) -> Tensor | None:
-        projected = self._projected(call.inputs) if call.prepared is None else call.prepared
+        projected = self._projected(wide(call.inputs)) if call.prepared is None else call.prepared
         projected = projected.contiguous() if self.n_groups > 1 and projected.shape[2] > 1 else projected
         if self.right is None:
             call.prepared = projected
@@ -164,7 +166,7 @@ class _Matrix(Rule):
             return self._by_place(inputs if right is None else inputs @ right.T)
         assert isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         weight = module.weight.detach()
-        right = torch.eye(self.n_inputs, dtype=weight.dtype, device=weight.device) if right is None else right
+        right = wide(torch.eye(self.n_inputs, dtype=weight.dtype, device=weight.device)) if right is None else right
         if isinstance(module, nn.Embedding):
             found = functional.embedding(inputs, right.T)
             if module.padding_idx is not None:  # which gets no gradient
@@ -233,4 +235,5 @@ def _normalised(module: nn.Module, inputs: Tensor) -> Tensor:
         return functional.group_norm(inputs, module.num_groups, eps=module.eps)
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
     alone = module.running_mean is None  # then a batch is normalised by its own statistics
-    return functional.batch_norm(inputs, module.running_mean, module.running_var, training=alone, eps=module.eps)
+    mean, variance = (None if each is None else each.to(inputs) for each in (module.running_mean, module.running_var))
+    return functional.batch_norm(inputs, mean, variance, training=alone, eps=module.eps)

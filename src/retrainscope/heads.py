@@ -191,7 +191,7 @@ def with_head(model: nn.Module, head: str, linear: nn.Linear) -> nn.Module:
             "the labels by them."
         )
     renewed = copy_model(model)
-    renewed.set_submodule(head, copy.deepcopy(linear))
+    renewed.set_submodule(head, copy.deepcopy(linear).to(old.weight.dtype))  # other than what autocast lets go in
     return renewed
 
 

@@ -100,6 +100,7 @@ class GradientInverter(LayerEstimator):
     """
 
     _takes_shares: ClassVar[bool] = True
+    _follows_autocast: ClassVar[bool] = False
     _known_kinds: ClassVar[dict[str, Any]] = {
         "input_space_": InputSpace,
         "known_errors_": ClassMoments,

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,34 +12,20 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
+from retrainscope.precision import full_precision
 from retrainscope.sharding import check_pieces, reshard
 
-__all__ = [
-    "autocasting",
-    "autograd_on",
-    "borrow",
-    "copy_model",
-    "model_place",
-    "random_from",
-    "seed_of",
-    "start_random",
-]
+__all__ = ["autograd_on", "borrow", "copy_model", "model_place", "random_from", "seed_of", "start_random"]
 
 
 @contextmanager
-def autograd_on() -> Iterator[None]:
-    """Let gradients be had, in full precision, whatever context the caller is in; this ends `torch.no_grad` as well."""
-    with ExitStack() as opened:
-        opened.enter_context(torch.inference_mode(False))
-        for kind in ("cpu", "cuda", "mps"):
-            if kind == "cpu" or torch.is_autocast_enabled(kind):
-                opened.enter_context(torch.autocast(kind, enabled=False))
+def autograd_on(*, follow_autocast: bool = True) -> Iterator[None]:
+    """Let gradients be had, whatever context the caller is in; this ends `torch.no_grad` as well.
+
+    Of autocast there is none in it but what the calls of the model follow, if they do.
+    """
+    with torch.inference_mode(False), full_precision(network=not follow_autocast):
         yield
-
-
-def autocasting(dtype: str | None, device: torch.device) -> AbstractContextManager[object]:
-    """Let the model compute in another type where torch's autocast thinks it safe; None: in its own."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from retrainscope.descent import Descent, NoGradientError, Path, descend
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.features import Features
-from retrainscope.lending import autocasting
+from retrainscope.precision import autocasting, wide
 from retrainscope.reference import check_inputs_vary
 from retrainscope.tables import Shown, Table
 
@@ -180,14 +180,14 @@ def invert(
     step, best = descent.learning_rate * space.std, None
     for start in starts:
         loss = _FeatureLoss(features_of, inputs, space, descent, seed)
-        start = start.to(_wide(inputs).dtype)
+        start = start.to(wide(inputs).dtype)
         path = descend(loss, start, low=space.low, high=space.high, step=step, descent=descent, report=report)
         best = path if best is None else _better(best, path)
     assert best is not None
     every = torch.arange(len(inputs), device=inputs.device)
     with torch.no_grad():
-        target = _wide(features_of(inputs, every).detach().flatten(1))
-        difference = _wide(features_of(best.inputs.to(inputs.dtype), every).detach().flatten(1)) - target
+        target = wide(features_of(inputs, every).detach().flatten(1))
+        difference = wide(features_of(best.inputs.to(inputs.dtype), every).detach().flatten(1)) - target
     rebuilt, squares = best.inputs, (best.inputs - inputs).double().square()
     input_error = squares.flatten(1).sum(dim=1)
     if real is not None:
@@ -212,7 +212,7 @@ class _FeatureLoss:
         self._rows = torch.arange(len(inputs), device=inputs.device)
         with torch.no_grad(), self._precision(inputs):
             # Detached, as a model may switch gradients on by itself.
-            self._target = _wide(features_of(inputs, self._rows).detach().flatten(1))
+            self._target = wide(features_of(inputs, self._rows).detach().flatten(1))
         self._scale, self._difference = _scale(self._target), torch.empty_like(self._target)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,7 +238,7 @@ class _FeatureLoss:
 
     def only(self, x: Tensor) -> Tensor:
         with torch.no_grad(), self._precision(x):
-            features = _wide(self._features_of(x.to(self._inputs.dtype), self._rows).detach().flatten(1))
+            features = wide(self._features_of(x.to(self._inputs.dtype), self._rows).detach().flatten(1))
             errors = (_square(features - self._target) / self._scale).to(x.dtype)
             return errors + self._priors(x) if self._descent.has_priors else errors
 
@@ -300,7 +300,3 @@ def _scale(target: Tensor) -> Tensor:
     """Return the squared norms; 1 where a layer is silent for a sample."""
     squares = _square(target)
     return torch.where(squares > torch.finfo(squares.dtype).tiny, squares, 1.0)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -190,6 +190,10 @@ def recommend_layers(
                 "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least "
                 "two classes and a model that returns one row of class scores a sample. Leave them out."
             )
+        asked = {estimator._autocast for estimator in estimators} - {None}
+        notes += [
+            f"The network computed in {str(dtype).removeprefix('torch.')} as torch.autocast has it." for dtype in asked
+        ]
         scores, measured = _measured(estimators, costs, known, unknown, groups, fitted=probe)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
     rules: dict[str, Any] = {

@@ -99,7 +99,7 @@ def invert_layers(
     names = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     named_layers(model, names if input_layer is None else [*names, input_layer])
     batches = as_batches(X, name="given", batch_size=batch_size, device=place, dtype=dtype, seed=seed % 2**32)
-    with autograd_on(), borrow(model, device=device, seed=seed) as lent:
+    with autograd_on(follow_autocast=False), borrow(model, device=device, seed=seed) as lent:
         token_axes = token_axes_of(lent, batches.first(), names, input_layer, calls)
         axis = token_axes.get(input_layer or "")
         space = InputSpace.of(

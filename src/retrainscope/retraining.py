@@ -18,10 +18,13 @@ from retrainscope.layers import Layers
 from retrainscope.lending import start_random
 from retrainscope.memory import memory_needed
 from retrainscope.normalisation import not_synchronised
+from retrainscope.precision import asked_precision
 from retrainscope.sweep_task import Options, Task
 from retrainscope.trials import Trial
 
 __all__ = ["try_policy"]
+
+_LOSS_SCALE = 2.0**10
 
 
 def try_policy(
@@ -80,6 +83,7 @@ def _train(model: nn.Module, task: Task, trained: tuple[str, ...], number: int, 
     with training(model, ids), not_synchronised(model.modules()), memory_needed("in retraining", options.batch_size):
         model.train()
         optimizer = options.optimizer(parameters, rate)
+        scaler = _scaler(model, task.unknown.device)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / options.steps, options.steps)
         rows = task.splits[number].train
         for batch in _endless(replace(task.unknown, batch_size=options.batch_size), rows, task.seed + number, options):
@@ -89,11 +93,20 @@ def _train(model: nn.Module, task: Task, trained: tuple[str, ...], number: int, 
             if not torch.isfinite(loss):
                 return False
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            if scaler.get_scale() >= scale:  # else the step was left out
+                schedule.step()
     model.eval()
     return True
+
+
+def _scaler(model: nn.Module, device: torch.device) -> torch.amp.GradScaler:
+    """Return what keeps the small gradients of float16; it does nothing elsewhere."""
+    asked = asked_precision(device) == torch.float16 and all(p.dtype != torch.float16 for p in model.parameters())
+    return torch.amp.GradScaler(device.type, init_scale=_LOSS_SCALE, enabled=asked)
 
 
 def _owned(layers: Layers, name: str) -> tuple[str, ...]:

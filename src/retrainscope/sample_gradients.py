@@ -4,7 +4,7 @@ import math
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from retrainscope.batches import Inputs, items_of
 from retrainscope.costs import passing
 from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.outputs import output_of
+from retrainscope.precision import asked_precision, full_precision, network_precision, wide
 from retrainscope.tracing import call_model
 
 __all__ = ["Objective", "differentiable", "gradients_of", "rows_of", "sample_gradients", "summed_gradient"]
@@ -43,7 +44,8 @@ def sample_gradients(
 
     Several samples are done at once by `torch.func.vmap`. Where torch cannot do that for a model (its flow depends on
     the data, say), and where it gives the first sample another gradient than a pass of its own does (weights held
-    elsewhere than in a module's parameters are passed over), samples are done one by one: slower, and as exact.
+    elsewhere than in a module's parameters are passed over), samples are done one by one: slower, and as exact. Where
+    torch can do several samples in full precision alone, autocast is not followed.
 
     Parameters
     ----------
@@ -54,9 +56,9 @@ def sample_gradients(
     targets : Tensor of shape (n_samples, ...)
         What the objective needs to know of each sample: its class, or the cotangent of its outputs.
     objective : callable (output, target) -> Tensor of shape ()
-        Made of torch functions; called with one sample's row of the model's main output (see `output_of`) and
-        its row of `targets`. ``cross_entropy`` is one; ``lambda output, target: (output * target).sum()`` gives the
-        product of the Jacobian with a given vector.
+        Made of torch functions; called with one sample's row of the model's main output (see `output_of`), in single
+        precision at least, and its row of `targets`. ``cross_entropy`` is one;
+        ``lambda output, target: (output * target).sum()`` gives the product of the Jacobian with a given vector.
     parameters : mapping of str to iterable of str
         The names of the parameters of each layer, as in ``Layers.parameters``. A parameter may also be frozen. What is
         not floating-point has no gradient and is left out.
@@ -104,8 +106,7 @@ def sample_gradients(
             part = rows_of(inputs, rows[0], rows[-1] + 1)
             found = _at_once(model, part, targets[rows[0] : rows[-1] + 1], objective, asked)
             if start == 0 and found is not None:
-                alone = _gradients(model, rows_of(inputs, 0, 1), targets[:1], objective, asked)
-                found = found if _alike({name: gradient[0] for name, gradient in found.items()}, alone) else None
+                found = found if _first_alike(model, part, targets, objective, asked, found) else None
             together = found is not None
         if found is None:
             each = [_gradients(model, rows_of(inputs, i, i + 1), targets[i : i + 1], objective, asked) for i in rows]
@@ -160,19 +161,41 @@ def _at_once(
     def value(weights: dict[str, Tensor], inputs: Inputs, target: Tensor) -> Tensor:
         alone = {key: tensor[None].clone() for key, tensor in items_of(inputs)}
         arguments: Any = ((), alone) if isinstance(inputs, dict) else (tuple(alone.values()),)
-        return objective(_outputs(model, functional_call(model, weights, *arguments), 1)[0], target)
+        with network_precision(target.device):
+            returned = functional_call(model, weights, *arguments)
+        return objective(_outputs(model, returned, 1)[0], target)
 
+    found: dict[str, Tensor] | None = None
     try:
         # Outside of the transform no graph is kept; of attention only the plain form can be done for many samples.
         with _put_back(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
             with passing(len(targets)):
-                found: dict[str, Tensor] = vmap(grad(value), in_dims=(None, 0, 0))(weights, inputs, targets)
+                found = vmap(grad(value), in_dims=(None, 0, 0))(weights, inputs, targets)
     except Exception as error:
         if _raised_by_model(error):
             raise
-        return None
+    if found is None and asked_precision(targets.device) is not None:  # as with normalisations: not two types at once
+        with full_precision(network=True):
+            return _at_once(model, inputs, targets, objective, asked)
     return found
+
+
+def _first_alike(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    objective: Objective,
+    asked: Mapping[str, Tensor],
+    found: Mapping[str, Tensor] | None,
+) -> bool:
+    """Tell whether the first sample's gradients are those of a pass of its own, but for rounding."""
+    with ExitStack() as opened:
+        if asked_precision(targets.device) is not None:  # whose rounding may be as large as what is looked for
+            opened.enter_context(full_precision(network=True))
+            found = _at_once(model, rows_of(inputs, 0, 2), targets[:2], objective, asked)
+        alone = _gradients(model, rows_of(inputs, 0, 1), targets[:1], objective, asked)
+    return found is not None and _alike({name: gradient[0] for name, gradient in found.items()}, alone)
 
 
 def _gradients(
@@ -244,7 +267,7 @@ def _outputs(model: nn.Module, returned: Any, n_samples: int) -> Tensor:
             f"The model returns {what} for {n_samples} sample{'' if n_samples == 1 else 's'}; one row a sample is "
             "needed. Let it keep the axis of the samples, also where that has length 1."
         )
-    return output
+    return wide(output)
 
 
 def _joined(gradients: list[Tensor], rows: tuple[int, ...], device: torch.device) -> Tensor:

@@ -24,7 +24,8 @@ def _text(setting: Any) -> str:
 
 def told_apart(estimator: LayerEstimator) -> tuple[str, Any]:
     """Return what decides an estimator's result beside model and data, the same in every process."""
-    return type(estimator).__qualname__, told(_settings(estimator))
+    settings, asked = _settings(estimator), estimator._autocast
+    return type(estimator).__qualname__, told(settings if asked is None else settings | {"torch.autocast": str(asked)})
 
 
 def told(value: Any) -> Any:

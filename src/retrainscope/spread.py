@@ -13,7 +13,6 @@ from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_choice, check_number
 from retrainscope.comparing import N_RESAMPLES, baseline_classes, check_class_counts
-from retrainscope.lending import autocasting
 from retrainscope.moments import (
     N_GROUPS,
     ClassMoments,
@@ -23,6 +22,7 @@ from retrainscope.moments import (
     scatter_share,
 )
 from retrainscope.padding import mean_over_tokens
+from retrainscope.precision import autocasting
 from retrainscope.processes import gather, n_processes, rank
 from retrainscope.progress import progress_bar
 from retrainscope.reference import reference_inputs
@@ -74,7 +74,7 @@ class ActivationSpread(LayerEstimator):
         features are drawn, so that the known data takes no more than 32 MiB a layer.
     autocast : {"bfloat16"}, optional
         The type that the forward pass computes with where torch's autocast thinks it safe; variances are summed in
-        double precision all the same. None: the model's own, also where the caller has switched autocast on.
+        double precision all the same. None: that of the caller's ``torch.autocast``, or else the model's own.
     batch_size : int
         Samples a forward pass, for data that is not batched. It does not change the result.
     device : device, optional

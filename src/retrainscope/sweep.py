@@ -16,6 +16,7 @@ from retrainscope.checks import check_device
 from retrainscope.layers import layers_of
 from retrainscope.lending import autograd_on, borrow, model_place
 from retrainscope.policies import policy_name, policy_sets
+from retrainscope.precision import asked_precision
 from retrainscope.processes import agree, from_first, in_step, in_turns, rank
 from retrainscope.progress import progress_bar
 from retrainscope.reference import check_same_shape
@@ -113,7 +114,8 @@ def sweep_layers(
     -----
     Where training diverges at a learning rate, that one is left out and named in the result; where it does at all of
     them, the policy has no accuracy and the others are kept. Weights are trained in the precision that they have, and
-    those in float16 mostly diverge.
+    those in float16 mostly diverge. Inside of ``torch.autocast`` the forward passes follow it, and weights keep their
+    precision; for float16 losses are scaled, and steps left out whose gradients overflow.
 
     References
     ----------
@@ -154,9 +156,14 @@ def sweep_layers(
     )
     assert known_data is not None
     assert unknown_data is not None
+    asked = str(asked_precision(place))
     given = {"checkpoint": None if checkpoint is None else "given", "options": repr(_plain(options))}
     with autograd_on(), borrow(model, device=device, seed=seed) as lent:
-        check_same(given, model, *(data for data in (known_data, unknown_data, test_data) if data is not None))
+        check_same(
+            given | {"torch.autocast": asked},
+            model,
+            *(data for data in (known_data, unknown_data, test_data) if data is not None),
+        )
         known_data, unknown_data = everywhere(known_data), everywhere(unknown_data)
         test_data = None if test_data is None else everywhere(test_data)
         first = known_data.first()

@@ -20,6 +20,7 @@ from retrainscope.exceptions import (
 )
 from retrainscope.outputs import is_packed, output_of, with_output
 from retrainscope.padding import real_tokens, token_mask
+from retrainscope.precision import network_precision, outside_network
 from retrainscope.sharding import is_sharded
 
 __all__ = [
@@ -256,11 +257,14 @@ def gradient_break(model: nn.Module, layer: str, features_of: Callable[[Tensor],
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """Call the model with a tensor by position, with a mapping by keyword; it may write into its copy of them."""
-    if isinstance(inputs, Tensor):
-        with passing(len(inputs)):
+    """Call the model with a tensor by position, with a mapping by keyword; it may write into its copy of them.
+
+    It computes as the caller's autocast would have it.
+    """
+    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    with passing(len(first)), network_precision(first.device):
+        if isinstance(inputs, Tensor):
             return model(inputs.clone())
-    with passing(len(next(iter(inputs.values())))):
         return model(**{key: tensor.clone() for key, tensor in inputs.items()})
 
 
@@ -290,7 +294,8 @@ def _hooked(
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _args: Any, returned: Any) -> None:
             try:
-                look(module, returned)
+                with outside_network():  # what is made of outputs is no part of the network
+                    look(module, returned)
             except Exception as error:
                 if later is None:
                     raise

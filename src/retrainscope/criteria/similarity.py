@@ -16,6 +16,7 @@ from retrainscope.exceptions import InvalidDataError
 from retrainscope.layers import layers_of
 from retrainscope.lending import autograd_on, borrow, model_place
 from retrainscope.padding import mean_over_tokens
+from retrainscope.precision import asked_precision
 from retrainscope.processes import in_step, n_processes, rank
 from retrainscope.progress import progress_bar
 from retrainscope.saving import import_pandas, load_json, save_json
@@ -248,7 +249,8 @@ def compare_layers(
         borrow(other, device=target) as two,
         torch.no_grad(),
     ):
-        check_same({"layers": layers, "head": head, "batch_size": batch_size}, model, batches)
+        settings = {"layers": layers, "head": head, "batch_size": batch_size}
+        check_same(settings | {"torch.autocast": str(asked_precision(batches.device))}, model, batches)
         check_same({}, other)
         found = layers_of(one, batches.first(), layers=layers, head=head, input_layer=input_layer, calls=calls)
         named_layers(two, found.names)
