@@ -227,3 +227,18 @@ def test_two_processes_on_the_gpu(tmp_path):
         rec = rs.Recommendation.load(tmp_path / f"{number}.json")
         assert (rec.layers, rec.verdict) == (alone.layers, alone.verdict)
         np.testing.assert_allclose([row.need for row in rec.table], [row.need for row in alone.table], atol=1e-6)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_peak_memory_is_that_of_the_gpu(on_gpu):
+    """The peak is what torch allocates on the GPU, also for a model that lies elsewhere and is measured there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4000, 4000), nn.ReLU(), nn.Linear(4000, 3))  # 64 MB
+    X, y = torch.randn(3000, 4000), torch.arange(3000) % 3
+    told = rs.recommend_layers(
+        model.cuda() if on_gpu else model,
+        *((X, y), (X.flip(1), y)),
+        estimators=[rs.ActivationSpread(model, batch_size=30, device="cuda", random_state=0)],
+    ).peak_memory["ActivationSpread"]
+    assert told < 1e9
+    assert told > (0 if on_gpu else 60e6)  # else the copy is there while it is measured

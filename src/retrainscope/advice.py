@@ -135,10 +135,11 @@ class Recommendation(Shown):
         `cost` of training the head alone; empty where it was saved by a version that did not tell.
     seconds, passes, peak_memory : dict of str to float
         What each estimator took: seconds as on a clock; forward passes over the samples that it measured, cut-off ones
-        counted whole, of all processes together; bytes of memory above what was in use before (on a GPU what torch
-        allocates there, on a CPU the resident memory of the process), of the first process, NaN where the system does
-        not tell. Memory that is in use for less than a hundredth of a second can be missed. Not saved, so that equal
-        advice makes equal files.
+        counted whole and passes back not counted apart, of all processes together; bytes of memory above what was in
+        use when the estimator began (on a GPU what torch allocates there, on a CPU the resident memory of the
+        process), NaN where the system does not tell. Seconds and memory are those of the first process. Memory that
+        is in use for less than a hundredth of a second can be missed. Not saved, so that equal advice makes equal
+        files; what an earlier run left in a checkpoint is not in them.
 
     Examples
     --------

@@ -1,20 +1,18 @@
 """What work costs: time on a clock, samples through the model, memory."""
 
 import os
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
-from math import nan
+from dataclasses import dataclass, field
+from math import isnan, nan
 from pathlib import Path
 from threading import Event, Thread
 
-import numpy as np
 import torch
 
-__all__ = ["Cost", "costing", "count_samples"]
+__all__ = ["Cost", "costing", "passing"]
 
 _INTERVAL = 0.01  # seconds between two looks at the memory
 _STATM = Path("/proc/self/statm")
@@ -31,54 +29,76 @@ class Cost:
     n_forward : int
         Samples that went forward through a model, or through a part of it that was cut off, in this process.
     peak_memory : float
-        Bytes, above what was in use when the work began: what torch has allocated on a GPU, or for a CPU the resident
-        memory of this process; NaN where the system does not tell. Looked at a hundred times a second.
+        Bytes, above what was in use when the work first began: what torch has allocated on a GPU, or for a CPU the
+        resident memory of this process; NaN where the system does not tell. Looked at a hundred times a second.
     """
 
     seconds: float = 0.0
     n_forward: int = 0
     peak_memory: float = 0.0
+    _before: float | None = field(default=None, repr=False)  # bytes in use when the work first began
+
+    def see(self, in_use: float) -> None:
+        """Take the bytes that are in use now into account."""
+        if self._before is None:
+            self._before = in_use
+        if not (isnan(self.peak_memory) or in_use - self._before <= self.peak_memory):  # NaN stays
+            self.peak_memory = in_use - self._before
 
 
 _CURRENT: ContextVar[Cost | None] = ContextVar("cost", default=None)
 
 
-def count_samples(n: int) -> None:
-    """Count samples that go forward through a model."""
+@contextmanager
+def passing(n_samples: int) -> Iterator[None]:
+    """Count samples that go forward through a model in the context; a model called by that model counts no more."""
     cost = _CURRENT.get()
-    if cost is not None:
-        cost.n_forward += n
+    if cost is None:
+        yield
+        return
+    cost.n_forward += n_samples
+    token = _CURRENT.set(None)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
 
 
 @contextmanager
 def costing(device: torch.device, cost: Cost) -> Iterator[None]:
     """Add what is done in the context to a cost. Nobody's statistics of memory are reset for it."""
-    over, began, before = Event(), time.perf_counter(), _in_use(device)
-    most = [before]
+    over, began = Event(), time.perf_counter()
+    with _memory(device) as in_use:
+        cost.see(in_use())
 
-    def look() -> None:
-        while not over.wait(_INTERVAL):
-            most.append(max(most.pop(), _in_use(device)))
+        def watch() -> None:
+            with suppress(ValueError):  # the file is closed: Ctrl-C has come while this thread was waited for
+                while not over.wait(_INTERVAL):
+                    cost.see(in_use())
 
-    watcher = Thread(target=look, name="retrainscope-memory", daemon=True)
-    token = _CURRENT.set(cost)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-        _CURRENT.reset(token)
-        cost.seconds += time.perf_counter() - began
-        cost.peak_memory = float(np.max([cost.peak_memory, most[0] - before, _in_use(device) - before]))  # NaN stays
+        watcher = Thread(target=watch, name="retrainscope-memory", daemon=True)
+        token = _CURRENT.set(cost)
+        try:
+            watcher.start()
+            yield
+        finally:
+            over.set()
+            if watcher.is_alive():  # Ctrl-C may have come before it was
+                watcher.join()
+            _CURRENT.reset(token)
+            cost.seconds += time.perf_counter() - began
+            cost.see(in_use())
 
 
-def _in_use(device: torch.device) -> float:
-    """Return the bytes in use on a device, NaN where that is not told."""
+@contextmanager
+def _memory(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Open what tells the bytes in use on a device, or gives NaN where that is not told."""
     if device.type == "cuda":
-        return float(torch.cuda.memory_allocated(device))
-    if device.type == "mps":
-        return float(torch.mps.current_allocated_memory())
-    if device.type == "cpu" and sys.platform == "linux":
-        return float(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return nan
+        yield lambda: float(torch.cuda.memory_allocated(device))
+    elif device.type == "mps":
+        yield lambda: float(torch.mps.current_allocated_memory())
+    elif device.type == "cpu" and os.access(_STATM, os.R_OK):
+        with _STATM.open("rb", buffering=0) as file:  # kept open, which halves what a look takes
+            yield lambda: float(os.pread(file.fileno(), 128, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    else:
+        yield lambda: nan

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -180,7 +180,7 @@ def recommend_layers(
         costs = [Cost() for _ in estimators]
         if probe is not None:
             try:
-                with costing(data.known.device, costs[0]):
+                with _costing(probe, costs[0]):
                     probe.fit(known)
             except UnsupportedModelError as error:
                 notes.append(f"There is no forecast: {error}")
@@ -194,7 +194,7 @@ def recommend_layers(
         notes += [
             f"The network computed in {str(dtype).removeprefix('torch.')} as torch.autocast has it." for dtype in asked
         ]
-        scores, measured = _measured(estimators, costs, data.known.device, known, unknown, groups, fitted=probe)
+        scores, measured = _measured(estimators, costs, known, unknown, groups, fitted=probe)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
     rules: dict[str, Any] = {
         "novel": bool(labels - known_labels) if labels and known_labels else None,
@@ -262,7 +262,6 @@ def _opened(
 def _measured(
     estimators: Sequence[LayerEstimator],
     costs: Sequence[Cost],
-    device: torch.device,
     known: Any,
     unknown: Any,
     groups: Any,
@@ -274,7 +273,7 @@ def _measured(
     measured: Layers | None = None
     for estimator, cost in zip(estimators, costs, strict=True):
         if estimator is not fitted:
-            with costing(device, cost):
+            with _costing(estimator, cost):
                 estimator.fit(known)
         measured = measured or estimator.layers_
         if estimator.layers_.names != measured.names:
@@ -282,13 +281,22 @@ def _measured(
                 "The estimators measure different layers: "
                 f"{', '.join(measured.names)} and {', '.join(estimator.layers_.names)}. Give them the same layers=."
             )
-        with costing(device, cost):
+        with _costing(estimator, cost):
             if estimator is fitted:
                 scores.append(fitted.score_layers(unknown, groups=groups))
             else:
                 scores.append(estimator.score_layers(unknown))
     assert measured is not None
     return scores, measured
+
+
+def _costing(estimator: LayerEstimator, cost: Cost) -> AbstractContextManager[None]:
+    """Add to a cost what an estimator takes in the context, with the memory of where it measures."""
+    try:
+        place = estimator._place()
+    except InvalidDataError:  # no such device, which `fit` says, to all processes
+        place = model_place(estimator.model)[0]
+    return costing(place, cost)
 
 
 def _told_costs(names: Sequence[str], scores: Sequence[LayerScores], costs: Sequence[Cost]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from retrainscope.batches import Inputs, items_of
+from retrainscope.costs import passing
 from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.outputs import output_of
 from retrainscope.precision import asked_precision, full_precision, network_precision, wide
@@ -169,7 +170,8 @@ def _at_once(
         # Outside of the transform no graph is kept; of attention only the plain form can be done for many samples.
         with _put_back(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            found = vmap(grad(value), in_dims=(None, 0, 0))(weights, inputs, targets)
+            with passing(len(targets)):
+                found = vmap(grad(value), in_dims=(None, 0, 0))(weights, inputs, targets)
     except Exception as error:
         if _raised_by_model(error):
             raise

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retrainscope.batches import Inputs
 from retrainscope.checks import all_finite, check_choice
-from retrainscope.costs import count_samples
+from retrainscope.costs import passing
 from retrainscope.exceptions import (
     LayerNotFoundError,
     LayerNotRunError,
@@ -262,8 +262,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     It computes as the caller's autocast would have it.
     """
     first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    count_samples(len(first))
-    with network_precision(first.device):
+    with passing(len(first)), network_precision(first.device):
         if isinstance(inputs, Tensor):
             return model(inputs.clone())
         return model(**{key: tensor.clone() for key, tensor in inputs.items()})
