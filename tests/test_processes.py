@@ -91,7 +91,7 @@ def test_a_sampler_leaves_the_forecast_what_it_is(found: Found) -> None:
     ("name", "words"),
     [
         ("weights", "parameter '3.bias'"),
-        ("precision", "torch.autocast .torch.bfloat16 in process 0; None in process 1."),
+        ("precision", "torch.autocast .'torch.bfloat16' in process 0; 'None' in process 1."),
         ("statistics", "buffer '1.running_mean' .*broadcast"),
         ("size", "number of known samples .83 in process 0; 67 in process 1."),
         ("content", "first unknown batch"),
