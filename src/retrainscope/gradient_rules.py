@@ -127,8 +127,8 @@ class _Matrix(Rule):
             p = min(n_inputs, room // q)  # of many groups each has few outputs, and all of its inputs would cost much
         signs = wide(random_signs(q * n_outputs + p * n_inputs, seed).to(weight))
         left, right = (
-            None if wide == n else part.view(wide, n) / math.sqrt(wide)  # a whole side is exact as it is
-            for wide, n, part in ((q, n_outputs, signs[: q * n_outputs]), (p, n_inputs, signs[q * n_outputs :]))
+            None if kept == n else part.view(kept, n) / math.sqrt(kept)  # a whole side is exact as it is
+            for kept, n, part in ((q, n_outputs, signs[: q * n_outputs]), (p, n_inputs, signs[q * n_outputs :]))
         )
         return cls(module, n_groups, n_outputs, n_inputs, left, right)
 

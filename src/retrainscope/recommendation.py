@@ -190,10 +190,8 @@ def recommend_layers(
                 "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least "
                 "two classes and a model that returns one row of class scores a sample. Leave them out."
             )
-        asked = {estimator._autocast for estimator in estimators} - {None}
-        notes += [
-            f"The network computed in {str(dtype).removeprefix('torch.')} as torch.autocast has it." for dtype in asked
-        ]
+        asked = {str(dtype).removeprefix("torch.") for e in estimators if (dtype := e._autocast) is not None}
+        notes += [f"The network computed in {dtype} as torch.autocast has it." for dtype in sorted(asked)]
         scores, measured = _measured(estimators, costs, known, unknown, groups, fitted=probe)
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
     rules: dict[str, Any] = {
