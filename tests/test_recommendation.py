@@ -367,8 +367,8 @@ def test_made_by_is_kept():
     assert rec.estimators == (
         "TangentProbe(batch_size=9, calls=None, device=None, head=None, input_layer=None, layers=['2'], "
         "max_features=512, n_directions=16, random_state=3, samples_per_class=50)",
-        "ActivationSpread(autocast=None, batch_size=9, calls=None, device=None, head=None, input_layer=None, "
-        "layers=['2'], max_features=4096, random_state=3)",
+        "ActivationSpread(batch_size=9, calls=None, device=None, head=None, input_layer=None, layers=['2'], "
+        "max_features=4096, random_state=3)",
     )
     assert set(rec.versions) == {"retrainscope", "torch", "numpy", "scikit-learn", "python"}
     assert rec.versions["torch"] == importlib.metadata.version("torch")

@@ -56,8 +56,8 @@ def test_an_estimator_as_it_is_written():
     """The name and all settings, but for the model and the progress bar; functions by name, not by address."""
     spread = rs.ActivationSpread(classifier(), layers=["0"], batch_size=7, random_state=3)
     assert settings_text(spread) == (
-        "ActivationSpread(autocast=None, batch_size=7, calls=None, device=None, head=None, input_layer=None, "
-        "layers=['0'], max_features=4096, random_state=3)"
+        "ActivationSpread(batch_size=7, calls=None, device=None, head=None, input_layer=None, layers=['0'], "
+        "max_features=4096, random_state=3)"
     )
     assert "decoder=halved, " in settings_text(rs.LayerDecoderProbe(classifier(), decoder=halved))
 

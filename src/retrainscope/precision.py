@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-__all__ = ["asked_precision", "autocasting", "full_precision", "network_precision", "outside_network", "wide"]
+__all__ = ["asked_precision", "full_precision", "network_precision", "outside_network", "wide"]
 
 _KINDS = ("cpu", "cuda", "mps", "xpu")
 
@@ -44,11 +44,6 @@ def network_precision(device: torch.device) -> AbstractContextManager[object]:
     if dtype is None or torch.is_autocast_enabled(device.type):  # the second: a setting of our own
         return nullcontext()
     return torch.autocast(device.type, dtype, cache_enabled=False)
-
-
-def autocasting(dtype: str | None, device: torch.device) -> AbstractContextManager[object]:
-    """Let the network compute in another type where torch's autocast thinks it safe; None: as the caller would."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype), cache_enabled=False)
 
 
 def asked_precision(device: torch.device) -> torch.dtype | None:

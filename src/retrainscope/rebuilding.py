@@ -1,7 +1,7 @@
 """Rebuild inputs from their features by descent: `invert`."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from retrainscope.descent import Descent, NoGradientError, Path, descend
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.features import Features
-from retrainscope.precision import autocasting, wide
+from retrainscope.precision import wide
 from retrainscope.reference import check_inputs_vary
 from retrainscope.tables import Shown, Table
 
@@ -255,7 +255,9 @@ class _FeatureLoss:
             raise NoGradientError("The gradient from the features to the input is zero, at the true inputs as well.")
 
     def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
-        return autocasting(self._descent.autocast, x.device)
+        if self._descent.autocast is None:
+            return nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
 
     def _shifted(self, x: Tensor) -> Tensor:
         if not self._descent.jitter:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label
-from retrainscope.checks import check_choice, check_number
+from retrainscope.checks import check_number
 from retrainscope.comparing import N_RESAMPLES, baseline_classes, check_class_counts
 from retrainscope.moments import (
     N_GROUPS,
@@ -22,7 +22,6 @@ from retrainscope.moments import (
     scatter_share,
 )
 from retrainscope.padding import mean_over_tokens
-from retrainscope.precision import autocasting
 from retrainscope.processes import gather, n_processes, rank
 from retrainscope.progress import progress_bar
 from retrainscope.reference import reference_inputs
@@ -72,9 +71,6 @@ class ActivationSpread(LayerEstimator):
         are sums over features, so their ratio stays what it is but for the sampling. Memory for each of known and
         unknown data is 80 bytes a feature, layer and class; with more than about 100 known classes fewer
         features are drawn, so that the known data takes no more than 32 MiB a layer.
-    autocast : {"bfloat16"}, optional
-        The type that the forward pass computes with where torch's autocast thinks it safe; variances are summed in
-        double precision all the same. None: that of the caller's ``torch.autocast``, or else the model's own.
     batch_size : int
         Samples a forward pass, for data that is not batched. It does not change the result.
     device : device, optional
@@ -125,7 +121,6 @@ class ActivationSpread(LayerEstimator):
         input_layer: str | None = None,
         calls: str | None = None,
         max_features: int = 4096,
-        autocast: str | None = None,
         batch_size: int = 256,
         device: str | torch.device | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -137,7 +132,6 @@ class ActivationSpread(LayerEstimator):
         self.input_layer = input_layer
         self.calls = calls
         self.max_features = max_features
-        self.autocast = autocast
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
@@ -164,11 +158,7 @@ class ActivationSpread(LayerEstimator):
         from sklearn.manifold import TSNE
 
         collected: list[Tensor] = []
-        with (
-            self._lent(X, layer) as (model, batches),
-            torch.no_grad(),
-            autocasting(self.autocast, batches.device),
-        ):
+        with self._lent(X, layer) as (model, batches), torch.no_grad():
             for batch in progress_bar(
                 batches, what=f"activations of {layer}", progress=self.progress, total=batches.n_batches
             ):
@@ -187,8 +177,6 @@ class ActivationSpread(LayerEstimator):
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         check_number("max_features", self.max_features, whole=True)
-        if self.autocast is not None:
-            check_choice("autocast", self.autocast, ("bfloat16",))
         self._n_features = self.max_features
         while True:
             try:
@@ -258,7 +246,7 @@ class ActivationSpread(LayerEstimator):
 
                 if self.input_layer is None:
                     add(_INPUT, reference_inputs(piece.inputs))
-                with torch.no_grad(), autocasting(self.autocast, piece.device):
+                with torch.no_grad():
                     where = f"batch {number} of the {batches.name} data"
                     run_layers(
                         model, piece.inputs, names, add, calls=self.calls, token_axes=self._token_axes, where=where
