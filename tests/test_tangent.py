@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.kernel_ridge import KernelRidge
 from torch import nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import retrainscope as rs
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
@@ -261,6 +261,52 @@ def test_a_shuffled_loader_keeps_samples_and_labels_together():
     loader = DataLoader(TensorDataset(X, y), batch_size=7, shuffle=True)
     forecast = rs.TangentProbe(linear_net(), samples_per_class=20, random_state=0).fit(loader).forecast(loader)
     assert forecast.accuracy[forecast.row_of("head")] > 0.95
+
+
+class Read(Dataset):
+    """Samples that count how often each of them is read."""
+
+    def __init__(self, X, y):
+        self.X, self.y, self.times = X, y, torch.zeros(len(y), dtype=torch.long)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, row):
+        self.times[row] += 1
+        return self.X[row], int(self.y[row])
+
+
+def normed_net():
+    """Return a network with batch statistics to be renewed, for each choice of layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU()),
+        nn.Linear(6, 2),
+    ).eval()
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_samples_are_read_a_few_times_and_in_whole_batches(loaded):
+    """However many passes over the samples drawn it takes, and however few of a loader's batch they are."""
+    X, y = data_for((4,), n=400)
+    options = {"samples_per_class": 20, "random_state": 0}
+    probe = rs.TangentProbe(normed_net(), **options).fit((X, y))
+    expected, data = probe.forecast((X, y)), Read(X, y)
+    found = probe.forecast(DataLoader(data, batch_size=5) if loaded else data)
+    assert data.times.max() <= 4  # the first batch: two looks at it, for the labels, and to be held
+    np.testing.assert_allclose(found.error, expected.error, rtol=1e-6)
+
+
+def test_samples_that_take_too_much_memory_are_read_again(monkeypatch):
+    """Nothing is held that would not fit, and the forecast is the same."""
+    X, y = data_for((4,), n=100)
+    options = {"samples_per_class": 20, "random_state": 0}
+    probe = rs.TangentProbe(normed_net(), **options).fit((X, y))
+    expected, data = probe.forecast((X, y)), Read(X, y)
+    monkeypatch.setattr("retrainscope.shares._MOST_HELD", 40 * X[0].float().nbytes - 1)
+    np.testing.assert_allclose(probe.forecast(data).error, expected.error, rtol=1e-12)
+    assert data.times.max() > 4
 
 
 def test_the_random_state_decides_all():

@@ -14,7 +14,8 @@ import torch
 
 __all__ = ["Cost", "costing", "passing"]
 
-_INTERVAL = 0.01  # seconds between two looks at the memory
+_INTERVAL = 0.01  # seconds between two looks at the memory, and more where that would take more than
+_SHARE = 0.02  # of the time
 _STATM = Path("/proc/self/statm")
 
 
@@ -30,7 +31,7 @@ class Cost:
         Samples that went forward through a model, or through a part of it that was cut off, in this process.
     peak_memory : float
         Bytes, above what was in use when the work first began: what torch has allocated on a GPU, or for a CPU the
-        resident memory of this process; NaN where the system does not tell. Looked at a hundred times a second.
+        resident memory of this process; NaN where the system does not tell. Looked at up to a hundred times a second.
     """
 
     seconds: float = 0.0
@@ -72,9 +73,12 @@ def costing(device: torch.device, cost: Cost) -> Iterator[None]:
         cost.see(in_use())
 
         def watch() -> None:
+            pause = _INTERVAL
             with suppress(ValueError):  # the file is closed: Ctrl-C has come while this thread was waited for
-                while not over.wait(_INTERVAL):
+                while not over.wait(pause):
+                    began = time.thread_time()  # without what it waits for other threads
                     cost.see(in_use())
+                    pause = max(_INTERVAL, (time.thread_time() - began) / _SHARE)
 
         watcher = Thread(target=watch, name="retrainscope-memory", daemon=True)
         token = _CURRENT.set(cost)

@@ -18,12 +18,13 @@ from retrainscope.moments import ClassMoments
 from retrainscope.processes import agree, digest_of, digests_of_model, from_first, gather, n_processes, rank
 from retrainscope.sources import Indexed, take_rows
 
-__all__ = ["Told", "all_of", "check_same", "dealt", "everywhere", "in_order", "merged", "same_seed", "together"]
+__all__ = ["Told", "all_of", "check_same", "dealt", "everywhere", "held", "in_order", "merged", "same_seed", "together"]
 
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
 _PLAIN = (str, int, float)
+_MOST_HELD = 2**30  # bytes of samples that are held for several passes
 
 
 @dataclass(frozen=True)
@@ -160,16 +161,44 @@ def everywhere(batches: Batches) -> Batches:
     name = batches.name
     mine = [replace(batch, inputs=_moved(batch.inputs, _CPU)) for batch in replace(batches, shared=True)]
     found = [batch for some in gather(f"samples of the {name} data", mine) for batch in some]
+    if not _stackable(found):
+        raise InvalidDataError(
+            f"The batches of the {name} data are padded to different lengths, which does not work with a "
+            "DistributedSampler. Pad all to one length, or give the same loader without it to every process."
+        )
+    return _stacked(batches, found)
+
+
+def held(batches: Batches) -> Batches:
+    """Return the samples chosen as `everywhere` does, read once and held on the device for the passes to come.
+
+    Those of a stream, of which but a few of every batch may be chosen, then come in whole batches. Where they take more
+    than a gigabyte, or are padded to different lengths, they are read again at every pass instead.
+    """
+    batches = everywhere(batches)
+    assert batches.chosen is not None
+    first = batches.first()
+    size = sum(tensor.numel() * tensor.element_size() for _, tensor in items_of(first.inputs)) / len(first)
+    if size * len(batches.chosen) > _MOST_HELD:
+        return batches
+    found = [*batches]
+    return _stacked(batches, found) if _stackable(found) else batches
+
+
+def _stackable(found: Sequence[Batch]) -> bool:
+    """Tell whether batches are padded to one length."""
+    return len({(key, tensor.shape[1:]) for batch in found for key, tensor in items_of(batch.inputs)}) == len(
+        items_of(found[0].inputs)
+    )
+
+
+def _stacked(batches: Batches, found: Sequence[Batch]) -> Batches:
+    """Return data made of batches that were taken of it, in any order."""
     positions = np.concatenate([batch.positions for batch in found])
     order = np.argsort(positions)
     positions = positions[order]
     labels = [label for batch in found for label in batch.labels or (None,) * len(batch)]
     tensors = [dict(items_of(batch.inputs)) for batch in found]
-    if len({(key, tensor.shape[1:]) for each in tensors for key, tensor in each.items()}) > len(tensors[0]):
-        raise InvalidDataError(
-            f"The batches of the {name} data are padded to different lengths, which does not work with a "
-            "DistributedSampler. Pad all to one length, or give the same loader without it to every process."
-        )
     joined = {key: torch.cat([each[key] for each in tensors]) for key in tensors[0]}
     inputs = joined[""] if list(joined) == [""] else joined
 

@@ -1,6 +1,6 @@
 """The forms that the user's data comes in: inputs and labels from each."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,8 +231,8 @@ def labels_of(labels: Any, n: int, name: str) -> tuple[Label, ...] | None:
     return plain
 
 
-def items_of(inputs: Inputs) -> Iterable[tuple[str, Tensor]]:
-    """Yield the tensors by key; the key of a single one is empty."""
+def items_of(inputs: Inputs) -> Collection[tuple[str, Tensor]]:
+    """Return the tensors by key; the key of a single one is empty."""
     return [("", inputs)] if isinstance(inputs, Tensor) else inputs.items()
 
 

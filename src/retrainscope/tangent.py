@@ -28,7 +28,7 @@ from retrainscope.processes import agree, digest_of, from_first, gather, in_turn
 from retrainscope.progress import progress_bar
 from retrainscope.ridge import kernel_ridge
 from retrainscope.scores import LayerScores
-from retrainscope.shares import everywhere, together
+from retrainscope.shares import held, together
 
 __all__ = ["TangentProbe"]
 
@@ -301,7 +301,7 @@ class TangentProbe(LayerEstimator):
         positions = sorted(drawn)
         numbers: dict[Label, int] = {}
         members = np.array([numbers.setdefault(named[position], len(numbers)) for position in positions])
-        return everywhere(batches.subset(np.array(positions))), [drawn[position] for position in positions], members
+        return held(batches.subset(np.array(positions))), [drawn[position] for position in positions], members
 
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""

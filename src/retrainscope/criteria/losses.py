@@ -32,7 +32,7 @@ from retrainscope.processes import n_processes, rank
 from retrainscope.progress import progress_bar
 from retrainscope.sample_gradients import sample_gradients
 from retrainscope.scores import LayerScores, Measured, score
-from retrainscope.shares import dealt, everywhere, merged, together
+from retrainscope.shares import dealt, held, merged, together
 from retrainscope.tracing import run_layers
 
 __all__ = [
@@ -241,7 +241,7 @@ class GradientCriterion(LayerEstimator):
         }
         positions = np.array(sorted(drawn))
         labels = tuple(drawn[int(position)] for position in positions)
-        return LabelledSample(everywhere(batches.subset(positions)), positions, labels)
+        return LabelledSample(held(batches.subset(positions)), positions, labels)
 
     def _headed(self, model: nn.Module, sample: LabelledSample, own: bool) -> Iterator[HeadedSample]:
         """Yield all samples with the model, or each half with a new head fitted to the other."""
