@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 HOOK_TABLES = (
     "_forward_hooks",
@@ -155,3 +156,17 @@ class Apply(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+
+class Read(Dataset[Any]):
+    """Samples that count how often each of them is read."""
+
+    def __init__(self, X: Tensor, y: Any) -> None:
+        self.X, self.y, self.times = X, y, torch.zeros(len(y), dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        self.times[row] += 1
+        return self.X[row], int(self.y[row])

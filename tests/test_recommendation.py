@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from forecasts import forecast_of
-from helpers import Counted, unchanged
+from helpers import Counted, Read, unchanged
 from networks import Failing, TokenNet, classifier, samples
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -770,6 +770,30 @@ def test_options_of_the_forecast_beside_estimators(option):
     model = classifier()
     with pytest.raises(InvalidDataError, match=r"are for the forecast\. Leave them out with estimators="):
         rs.recommend_layers(model, samples(), samples(), estimators=[rs.ActivationSpread(model)], **option)
+
+
+def test_one_pass_serves_the_spread_and_the_forecast():
+    """The known samples are read once, the unknown ones once and those that are drawn again; results are as alone."""
+    model, known, unknown = classifier(), Read(*samples(700)), Read(*samples(700, classes=(5, 6), seed=1))
+    rec = rs.recommend_layers(model, known, unknown, random_state=0)
+    assert set(known.times[10:].tolist()) == {1}
+    assert set(unknown.times[10:].tolist()) == {1, 2}
+    assert int((unknown.times == 2).sum()) <= 100
+    alone = [kind(model, random_state=0) for kind in (rs.TangentProbe, rs.ActivationSpread)]
+    for estimator, found in zip(alone, rec.scores, strict=True):
+        expected = estimator.fit(known).score_layers(unknown)
+        np.testing.assert_array_equal(found.values, expected.values)
+        np.testing.assert_array_equal(found.interval, expected.interval)
+    assert rec.forecast.known_accuracy == alone[0].forecast_.known_accuracy
+
+
+def test_a_loader_that_comes_in_another_order_is_gone_through_again():
+    """Without a random state the forecast meets the samples of a loader that shuffles in an order of its own."""
+    X, y = samples(200)
+    X[:, 0] += 20 * torch.tensor(y)
+    loader = DataLoader(TensorDataset(X, torch.tensor(y)), batch_size=20, shuffle=True)
+    forecast = rs.recommend_layers(classifier(), (X, y), loader).forecast
+    assert forecast.accuracy[forecast.row_of("head")] > 0.95
 
 
 @pytest.mark.parametrize("unknown", [samples(seed=1)[0], samples(classes=(5,), seed=1)])

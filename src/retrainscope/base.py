@@ -98,7 +98,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, model: nn.Module, batches: Batches, seed: int) -> None:
         """Find the layers and measure the known data, unless that is kept."""
-        first = batches.first()
+        first = batches.few()
         token_axes = input_axes(first.inputs) if self.input_layer is None else {}
         layers = layers_of(
             model, first, layers=self.layers, head=self.head, input_layer=self.input_layer, calls=self.calls
@@ -152,7 +152,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
             batches = self._batches(unknown, "unknown", self._seed)
             with autograd_on(follow_autocast=self._follows_autocast), self._borrowed(self._seed) as model:
                 batches = self._agreed(batches)
-                check_same_shape(self._input_shapes, batches.first())
+                check_same_shape(self._input_shapes, batches.few())
                 yield model, batches, np.random.default_rng(self._seed)
 
     @contextmanager
@@ -164,7 +164,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
                 raise LayerNotFoundError.for_name(layer, self.layers_.names, what="measured layer")
         batches = self._batches(X, "given", self._seed)
         with autograd_on(follow_autocast=self._follows_autocast), self._borrowed(self._seed) as model:
-            check_same_shape(self._input_shapes, batches.first(), name="given")
+            check_same_shape(self._input_shapes, batches.few(), name="given")
             yield model, batches
 
     @abstractmethod
@@ -227,7 +227,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         """
         if is_sharded(model):
             with torch.no_grad():
-                call_model(model, (batches.first() if batch is None else batch).inputs)
+                call_model(model, (batches.few() if batch is None else batch).inputs)
 
     def _batches(self, data: Any, name: str, seed: int) -> Batches:
         _, dtype = model_place(self.model)

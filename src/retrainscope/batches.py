@@ -43,6 +43,8 @@ __all__ = [
     "shapes_text",
 ]
 
+_FEW = 4  # samples, for a dry run
+
 Shapes = dict[str, tuple[int | None, ...]]
 
 
@@ -149,12 +151,16 @@ class Batches:
             return None
 
     def first(self) -> Batch:
-        """Return the first batch, for a dry run and for the shapes."""
+        """Return the first batch."""
         iterator = iter(self)
         try:
             return next(iterator)
         finally:
             iterator.close()  # type: ignore[attr-defined]
+
+    def few(self) -> Batch:
+        """Return the first few samples, for a dry run and for the shapes; where it can be indexed no more are read."""
+        return (replace(self, batch_size=min(self.batch_size, _FEW)) if self.indexed else self).first()
 
     def subset(self, positions: NDArray[np.int64], *, order_seed: int | None = None) -> "Batches":
         """Return only the samples at these positions; with a seed, in random order if that can be."""

@@ -214,7 +214,7 @@ class LayerDecoderProbe(LayerEstimator):
             shapes[place] = tuple(seen.values.shape[1:])
 
         self._one_length: tuple[str, int] | None = None
-        first = self._observer.run(networks, fitted.first(), note_shape)
+        first = self._observer.run(networks, fitted.few(), note_shape)
         input_shape = tuple(first.values.shape[1:])
         if first.real is not None and self.decoder is None:
             whole = [place for place, shape in shapes.items() if not is_per_token(shape, input_shape)]

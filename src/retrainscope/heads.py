@@ -18,6 +18,7 @@ from retrainscope.tracing import call_model, named_layers
 
 __all__ = [
     "check_classes",
+    "class_scores",
     "collect_head_inputs",
     "fit_head",
     "fitted_head",
@@ -57,7 +58,18 @@ def predictions_of(model: nn.Module, inputs: Inputs) -> Tensor:
     UnsupportedModelError
         If they have another shape.
     """
-    outputs = output_of(model, call_model(model, inputs))
+    return class_scores(model, call_model(model, inputs))
+
+
+def class_scores(model: nn.Module, returned: Any) -> Tensor:
+    """Return a classifier's outputs, of shape (n_samples, n_outputs), from what it has returned.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If they have another shape.
+    """
+    outputs = output_of(model, returned)
     if outputs is None or outputs.ndim != 2:
         got = "no tensor" if outputs is None else f"shape (n_samples, {', '.join(map(str, outputs.shape[1:]))})"
         raise UnsupportedModelError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from retrainscope.advice import Recommendation
+from retrainscope.answers import Answers
 from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
 from retrainscope.checkpoints import check_integer, fingerprint, read_trials
@@ -21,7 +22,7 @@ from retrainscope.checks import check_number
 from retrainscope.choice import DEFAULT_TOLERANCE, choose
 from retrainscope.costs import Cost, costing
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
-from retrainscope.layers import Layers
+from retrainscope.heads import predictions_of
 from retrainscope.lending import borrow, model_place
 from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
 from retrainscope.processes import agree, from_first, gather, in_step, rank
@@ -29,6 +30,7 @@ from retrainscope.reference import check_same_shape
 from retrainscope.saving import to_plain
 from retrainscope.scores import LayerScores
 from retrainscope.settings import listed, settings_text, told, told_apart
+from retrainscope.sharding import check_pieces
 from retrainscope.spread import ActivationSpread
 from retrainscope.tangent import TangentProbe
 from retrainscope.trying_out import check_trial, try_out
@@ -39,6 +41,10 @@ __all__ = ["DEFAULT_THRESHOLD", "recommend_layers"]
 # In nats, for the spread: the rule that came nearest to the best choice on ten MNIST tasks.
 DEFAULT_THRESHOLD = 0.15
 _TRIALS = "trial.json"  # in the checkpoint's folder
+_NO_FORECAST = (
+    "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least two classes "
+    "and a model that returns one row of class scores a sample. Leave them out."
+)
 
 
 @in_step()
@@ -164,35 +170,43 @@ def recommend_layers(
         for each in (random_state,) if estimators is None else [e.random_state for e in estimators]:
             check_integer(each)
         checkpoint = check_folder(checkpoint)
-    data = _checked_data(model, known, unknown, batch_size)
+    data = _checked_data(model, known, unknown, batch_size, forecast=estimators is None)
     options: dict[str, Any] = places | {"device": device, "random_state": random_state, "progress": progress}
     notes: list[str] = []
     probe: TangentProbe | None = None
     if estimators is None:
-        estimators = [ActivationSpread(model, batch_size=batch_size, **options)]
-        if data.has_classes:
-            probe = TangentProbe(model, batch_size=batch_size, **options)
-            estimators = [probe, *estimators]
+        spread = ActivationSpread(model, batch_size=batch_size, **options)
+        estimators = [spread]
+        if data.no_forecast:
+            notes.append(f"There is no forecast{data.no_forecast}")
         else:
-            notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
+            probe = TangentProbe(model, batch_size=batch_size, **options)
+            spread._noting = probe._noted = {"known": Answers(of_model=True), "unknown": Answers(of_model=False)}
+            estimators = [spread, probe]
+    only_for_forecasts = bool(limits) or groups is not None or trial is not None
+    if only_for_forecasts and probe is None:
+        raise InvalidDataError(_NO_FORECAST)
     parts = NOTHING_KEPT if checkpoint is None else _opened(checkpoint, model, data, estimators, groups, trial)
     with _keeping(estimators, parts):
         costs = [Cost() for _ in estimators]
-        if probe is not None:
+        for estimator, cost in zip(estimators, costs, strict=True):
             try:
-                with _costing(probe, costs[0]):
-                    probe.fit(known)
+                with _costing(estimator, cost):
+                    estimator.fit(known)
             except UnsupportedModelError as error:
+                if estimator is not probe:
+                    raise
+                if only_for_forecasts:
+                    raise InvalidDataError(_NO_FORECAST) from error
                 notes.append(f"There is no forecast: {error}")
-                probe, estimators, costs = None, estimators[1:], costs[1:]
-        if probe is None and (limits or groups is not None or trial is not None):
-            raise InvalidDataError(
-                "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least "
-                "two classes and a model that returns one row of class scores a sample. Leave them out."
-            )
+                probe, estimators, costs = None, estimators[:1], costs[:1]
         asked = {str(dtype).removeprefix("torch.") for e in estimators if (dtype := e._autocast) is not None}
         notes += [f"The network computed in {dtype} as torch.autocast has it." for dtype in sorted(asked)]
-        scores, measured = _measured(estimators, costs, known, unknown, groups, fitted=probe)
+        scores = _scores(estimators, costs, unknown, groups)
+    measured = estimators[0].layers_
+    if probe is not None:  # which decides, so it comes first
+        scores, costs = scores[::-1], costs[::-1]
+        estimators = estimators[::-1]
     labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
     rules: dict[str, Any] = {
         "novel": bool(labels - known_labels) if labels and known_labels else None,
@@ -223,20 +237,21 @@ class _Data:
     known: Batches
     unknown: Batches
     labels: tuple[tuple[Label, ...] | None, tuple[Label, ...] | None]
-    has_classes: bool  # whether the unknown data has at least two
+    no_forecast: str  # why, to follow these words; empty where there can be one, or none is asked for
 
 
-def _checked_data(model: nn.Module, known: Any, unknown: Any, batch_size: int) -> _Data:
+def _checked_data(model: nn.Module, known: Any, unknown: Any, batch_size: int, *, forecast: bool) -> _Data:
     home, dtype = model_place(model)
     ours, theirs = (
         as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
         for data, name in ((known, "known"), (unknown, "unknown"))
     )
     with borrow(model, in_pieces=True):
-        first, other = ours.first(), theirs.first()
+        first, other = ours.few(), theirs.few()
         check_same_shape(input_shapes(first.inputs), other)
         _check_labels(first, other)
-        return _Data(ours, theirs, (first.labels, other.labels), _has_classes(theirs))
+        obstacle = _obstacle(model, first, other, theirs) if forecast else ""
+        return _Data(ours, theirs, (first.labels, other.labels), obstacle)
 
 
 def _opened(
@@ -257,35 +272,23 @@ def _opened(
     return parts
 
 
-def _measured(
-    estimators: Sequence[LayerEstimator],
-    costs: Sequence[Cost],
-    known: Any,
-    unknown: Any,
-    groups: Any,
-    *,
-    fitted: TangentProbe | None,
-) -> tuple[list[LayerScores], Layers]:
-    """Return the scores by every estimator, and the layers; add up what each costs."""
-    scores: list[LayerScores] = []
-    measured: Layers | None = None
-    for estimator, cost in zip(estimators, costs, strict=True):
-        if estimator is not fitted:
-            with _costing(estimator, cost):
-                estimator.fit(known)
-        measured = measured or estimator.layers_
-        if estimator.layers_.names != measured.names:
+def _scores(
+    estimators: Sequence[LayerEstimator], costs: Sequence[Cost], unknown: Any, groups: Any
+) -> list[LayerScores]:
+    """Return the scores by every estimator, all of them fitted; add what that costs."""
+    measured = estimators[0].layers_.names
+    for estimator in estimators:
+        if estimator.layers_.names != measured:
             raise InvalidDataError(
                 "The estimators measure different layers: "
-                f"{', '.join(measured.names)} and {', '.join(estimator.layers_.names)}. Give them the same layers=."
+                f"{', '.join(measured)} and {', '.join(estimator.layers_.names)}. Give them the same layers=."
             )
+    scores: list[LayerScores] = []
+    for estimator, cost in zip(estimators, costs, strict=True):
+        own = {"groups": groups} if isinstance(estimator, TangentProbe) else {}
         with _costing(estimator, cost):
-            if estimator is fitted:
-                scores.append(fitted.score_layers(unknown, groups=groups))
-            else:
-                scores.append(estimator.score_layers(unknown))
-    assert measured is not None
-    return scores, measured
+            scores.append(estimator.score_layers(unknown, **own))
+    return scores
 
 
 def _costing(estimator: LayerEstimator, cost: Cost) -> AbstractContextManager[None]:
@@ -323,12 +326,24 @@ def _keeping(estimators: Sequence[LayerEstimator], parts: Parts) -> Iterator[Non
             estimator.__dict__.pop("_parts", None)
 
 
-def _has_classes(batches: Batches) -> bool:
+def _obstacle(model: nn.Module, known: Batch, first: Batch, unknown: Batches) -> str:
+    """Tell what a forecast lacks, if anything; given the first samples of both, and all unknown ones."""
+    if not _has_classes(first, unknown):
+        return ", which needs unknown data with labels of at least two classes."
+    try:
+        check_pieces(model, in_pieces=False)
+        predictions_of(model, known.take(np.arange(1)).inputs)
+    except UnsupportedModelError as error:
+        return f": {error}"
+    return ""
+
+
+def _has_classes(first: Batch, batches: Batches) -> bool:
     """Tell whether data has labels of at least two classes; in all processes together."""
-    seen: set[Label] = set()
-    for batch in batches:
+    seen = set(first.labels or ())
+    for batch in batches if len(seen) == 1 else ():
         seen |= set(batch.labels or ())
-        if batch.labels is None or len(seen) > 1:
+        if len(seen) > 1:
             break
     return len(set().union(*gather("classes", seen))) > 1
 

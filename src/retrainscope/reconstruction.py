@@ -100,7 +100,7 @@ def invert_layers(
     named_layers(model, names if input_layer is None else [*names, input_layer])
     batches = as_batches(X, name="given", batch_size=batch_size, device=place, dtype=dtype, seed=seed % 2**32)
     with autograd_on(follow_autocast=False), borrow(model, device=device, seed=seed) as lent:
-        token_axes = token_axes_of(lent, batches.first(), names, input_layer, calls)
+        token_axes = token_axes_of(lent, batches.few(), names, input_layer, calls)
         axis = token_axes.get(input_layer or "")
         space = InputSpace.of(
             real_inputs(true_inputs(lent, batch.inputs, input_layer, calls, token_axes), batch, axis)

@@ -175,13 +175,13 @@ def held(batches: Batches) -> Batches:
     Those of a stream, of which but a few of every batch may be chosen, then come in whole batches. Where they take more
     than a gigabyte, or are padded to different lengths, they are read again at every pass instead.
     """
-    batches = everywhere(batches)
+    batches, found = everywhere(batches), list[Batch]()
     assert batches.chosen is not None
-    first = batches.first()
-    size = sum(tensor.numel() * tensor.element_size() for _, tensor in items_of(first.inputs)) / len(first)
-    if size * len(batches.chosen) > _MOST_HELD:
-        return batches
-    found = [*batches]
+    for batch in batches:
+        size = sum(tensor.numel() * tensor.element_size() for _, tensor in items_of(batch.inputs)) / len(batch)
+        if size * len(batches.chosen) > _MOST_HELD:
+            return batches
+        found.append(batch)
     return _stacked(batches, found) if _stackable(found) else batches
 
 

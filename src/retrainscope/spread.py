@@ -1,7 +1,8 @@
 """`ActivationSpread`: are the activations of novel classes clustered or spread?"""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from retrainscope.answers import Answers
 from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_number
 from retrainscope.comparing import N_RESAMPLES, baseline_classes, check_class_counts
+from retrainscope.heads import class_scores
 from retrainscope.moments import (
     N_GROUPS,
     ClassMoments,
@@ -109,6 +112,7 @@ class ActivationSpread(LayerEstimator):
 
     _takes_shares: ClassVar[bool] = True
     _takes_pieces: ClassVar[bool] = True
+    _noting: Mapping[str, Answers] = MappingProxyType({})  # for others, by the name of the data; while they want it
     _known_kinds: ClassVar[dict[str, Any]] = {"moments_": dict[str, ClassMoments], "_n_features": int}
     _unknown_kinds: ClassVar[dict[str, Any]] = {"neighbours_": dict[str, dict[Label, Label]]}
 
@@ -228,15 +232,21 @@ class ActivationSpread(LayerEstimator):
         drawn: dict[str, Tensor] = {}
         counter, moments = GroupCounter(), defaultdict[str, RunningMoments](RunningMoments)
         names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
+        answers = self._noting.get(batches.name)
+        if answers is not None:
+            answers.begin(batches)
+        asked = answers is not None and answers.of_model
         total = None if batches.n_batches is None else -(-batches.n_batches // n_processes())
         steps = progress_bar(together(batches), what=f"spread of {batches.name}", progress=self.progress, total=total)
         for step, (batch, told) in enumerate(steps):
             groups = self._dealt(counter, told, most)
+            if answers is not None:
+                answers.note_labels(told)
             if batch is None:
                 self._keep_pace(model, batches, batch)
                 continue
 
-            def measured(piece: Batch, number: int = step * n_processes() + rank()) -> dict[str, Tensor]:
+            def measured(piece: Batch, number: int = step * n_processes() + rank()) -> tuple[dict[str, Tensor], Any]:
                 found: dict[str, Tensor] = {}
 
                 def add(name: str, output: Tensor) -> None:
@@ -248,13 +258,14 @@ class ActivationSpread(LayerEstimator):
                     add(_INPUT, reference_inputs(piece.inputs))
                 with torch.no_grad():
                     where = f"batch {number} of the {batches.name} data"
-                    run_layers(
-                        model, piece.inputs, names, add, calls=self.calls, token_axes=self._token_axes, where=where
-                    )
-                return found
+                    options: dict[str, Any] = {"calls": self.calls, "token_axes": self._token_axes, "where": where}
+                    returned = run_layers(model, piece.inputs, names, add, to_the_end=asked, **options)
+                    return found, class_scores(model, returned) if asked else None
 
-            for piece, found in self._halving.run(batch, measured):
+            for piece, (found, outputs) in self._halving.run(batch, measured):
                 mine, groups = groups[: len(piece)], groups[len(piece) :]
+                if answers is not None and outputs is not None:
+                    answers.note_outputs(piece, outputs)
                 for name, features in found.items():
                     moments[name].add(features, _labels(piece), mine)
         sums = {name: running.moments() for name, running in moments.items()}

@@ -166,10 +166,10 @@ def sweep_layers(
         )
         known_data, unknown_data = everywhere(known_data), everywhere(unknown_data)
         test_data = None if test_data is None else everywhere(test_data)
-        first = known_data.first()
+        first = known_data.few()
         for data, name in ((unknown_data, "unknown"), (test_data, "test")):
             if data is not None:
-                check_same_shape(input_shapes(first.inputs), data.first(), name=name)
+                check_same_shape(input_shapes(first.inputs), data.few(), name=name)
         found = layers_of(lent, first, layers=layers, head=head, input_layer=input_layer, calls=calls)
         task = Task.of(lent, found, known_data, unknown_data, test_data, options, seed)
         wanted: list[tuple[str, ...] | None] = [*policy_sets(found.names, policies)]

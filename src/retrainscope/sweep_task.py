@@ -199,7 +199,7 @@ def _starting_head(
     fitted = fitted_head(features[torch.from_numpy(split.train)], [labels[row] for row in split.train], classes)
     renewed = with_head(model, head, fitted)
     with torch.no_grad():
-        n_outputs = head_inputs(renewed, head, first_samples(unknown.first().inputs, 2))[1].shape[1]
+        n_outputs = head_inputs(renewed, head, first_samples(unknown.few().inputs, 2))[1].shape[1]
     if n_outputs != len(classes):
         raise UnsupportedModelError(
             f"With a new head {head!r} for {len(classes)} classes the model returns {n_outputs} class scores. Name the "

@@ -1,8 +1,9 @@
 """`TangentProbe`: a forecast of fine-tuning, from gradients of the network as it is."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from retrainscope.answers import Answers
 from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label, ordered_classes
 from retrainscope.checks import check_number
@@ -123,6 +125,7 @@ class TangentProbe(LayerEstimator):
     """
 
     _takes_shares: ClassVar[bool] = True
+    _noted: Mapping[str, Answers] = MappingProxyType({})  # by others, by the name of the data
     _known_kinds: ClassVar[dict[str, Any]] = {
         "_n_outputs": int,
         "_n_known": int,
@@ -222,22 +225,15 @@ class TangentProbe(LayerEstimator):
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         for name in ("samples_per_class", "n_directions", "max_features"):
             check_number(name, getattr(self, name), whole=True, least=2 if name == "samples_per_class" else None)
-        labels, own, guesses, n_outputs = list[Label](), list[Label](), list[int](), 0
-        for batch, told in together(batches):
-            labels += [label for one in told for label in one.labels]
-            if batch is None:
-                continue
-            own += batch.labels or (None,) * len(batch)
-            for _, (_, outputs) in self._halving.run(batch, partial(self._ends, model)):
-                guesses += outputs.argmax(dim=1).tolist()
-                n_outputs = outputs.shape[1]
-        self._n_known, self._n_outputs = len(labels), max(gather("the outputs", n_outputs))
-        self._known_classes = () if None in labels else ordered_classes(labels)
+        known = self._answers(model, batches, of_model=True)
+        self._n_known, self._n_outputs = len(known.labels), max(gather("the outputs", known.n_outputs))
+        self._known_classes = () if None in known.labels else ordered_classes(known.labels)
         places = own_places(self._n_outputs, self._known_classes, self._known_classes)
-        mine = [] if not places else [guess == places[label] for guess, label in zip(guesses, own, strict=True)]
+        answered = zip(known.guesses, known.own, strict=True)
+        mine = [] if not places else [guess == places[label] for guess, label in answered]
         right = [hit for hits in gather("the known accuracy", mine) for hit in hits]
         self._known_accuracy = float(np.mean(right)) if right else np.nan
-        counts = Counter(labels)
+        counts = Counter(known.labels)
         self._known_counts = np.array([counts[label] for label in self._known_classes], dtype=np.float64)
 
     def _score(
@@ -260,7 +256,7 @@ class TangentProbe(LayerEstimator):
         groups: Sequence[Label] | NDArray[Any] | None,
     ) -> Predicted:
         """Predict every sample by the others with each set of layers; keep the forecast."""
-        chosen, labels, members = self._chosen(batches, groups)
+        chosen, labels, members = self._chosen(model, batches, groups)
         classes = ordered_classes(labels)
         check_classes(classes, "unknown")
         counts = np.array([labels.count(label) for label in classes], dtype=np.float64)
@@ -277,15 +273,29 @@ class TangentProbe(LayerEstimator):
         self.forecast_ = from_first("the forecast", predicted.forecast(self.layers_, as_is, self._known_accuracy))
         return predicted
 
+    def _answers(self, model: nn.Module, batches: Batches, *, of_model: bool) -> Answers:
+        """Return what a pass over data tells, if possible from one that was made already."""
+        noted = self._noted.get(batches.name)
+        if noted is not None and noted.are_of(batches):
+            if of_model:  # what would be refused on the way
+                self._ends(model, batches.few().take(np.arange(1)))
+            return noted
+        answers = Answers(of_model=of_model)
+        answers.begin(batches)
+        for batch, told in together(batches):
+            answers.note_labels(told)
+            if batch is not None and of_model:
+                for piece, (_, outputs) in self._halving.run(batch, partial(self._ends, model)):
+                    answers.note_outputs(piece, outputs)
+        return answers
+
     def _chosen(
-        self, batches: Batches, groups: Sequence[Label] | NDArray[Any] | None
+        self, model: nn.Module, batches: Batches, groups: Sequence[Label] | NDArray[Any] | None
     ) -> tuple[Batches, list[Label], NDArray[np.int64]]:
         """Draw samples of each class; return them, their labels in the order that they come in, and group numbers."""
-        rows: dict[Label, list[int]] = {}
-        for _, told in together(batches):
-            for one in told:
-                for label, position in zip(one.labels, one.positions, strict=True):
-                    rows.setdefault(label, []).append(int(position))
+        rows, answers = dict[Label, list[int]](), self._answers(model, batches, of_model=False)
+        for label, position in zip(answers.labels, answers.positions, strict=True):
+            rows.setdefault(label, []).append(position)
         named = checked_groups(groups, sum(map(len, rows.values())))
         if groups is not None and batches.distributed:
             raise InvalidDataError(

@@ -104,7 +104,8 @@ def run_layers(
     token_axes: Mapping[str, int] = MappingProxyType({}),
     where: str = "",
     check_finite: bool = True,
-) -> None:
+    to_the_end: bool = False,
+) -> Any:
     """Run the model on a batch until every one of the layers has put out its output.
 
     Parameters
@@ -123,6 +124,13 @@ def run_layers(
         The batch, for the message about NaN.
     check_finite : bool
         Whether NaN or infinity in an output is an error.
+    to_the_end : bool
+        Whether to run the model to its end in any case.
+
+    Returns
+    -------
+    anything
+        What the model returns, where it was run to its end; else None.
 
     Raises
     ------
@@ -140,7 +148,7 @@ def run_layers(
     mask = token_mask(inputs)
     seen: set[str] = set()
     # What brings parameters together does not stand being left half-way: neither here nor in other processes.
-    to_its_end, failed = is_sharded(model), list[Exception]()
+    sharded, failed = is_sharded(model), list[Exception]()
     kept: dict[str, Tensor] = {}  # of calls whose last one or sum counts; else nothing outlives its hook
 
     def finite(name: str, output: Tensor) -> bool:
@@ -169,16 +177,15 @@ def run_layers(
             return
         check_and_visit(name, output)
         seen.add(name)
-        if len(seen) == len(modules) and not to_its_end:
+        if len(seen) == len(modules) and not (sharded or to_the_end):
             raise _AllSeen
 
+    n_tokens = None if mask is None else mask.shape[1]
     try:
-        with _hooked(
-            modules, at_each, n_tokens=None if mask is None else mask.shape[1], later=failed if to_its_end else None
-        ):
-            call_model(model, inputs)
+        with _hooked(modules, at_each, n_tokens=n_tokens, later=failed if sharded else None):
+            returned = call_model(model, inputs)
     except _AllSeen:
-        return
+        return None
     for error in failed:
         raise error
     missing = sorted(set(modules) - seen - set(kept))
@@ -189,6 +196,7 @@ def run_layers(
     if calls in ("last", "sum"):
         for name in modules:
             check_and_visit(name, kept[name])
+    return returned
 
 
 @contextmanager

@@ -185,7 +185,7 @@ class GradientCriterion(LayerEstimator):
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         check_number("samples_per_class", self.samples_per_class, whole=True, least=2)
         with torch.no_grad():
-            self._n_outputs = predictions_of(model, first_samples(batches.first().inputs, 2)).shape[1]
+            self._n_outputs = predictions_of(model, first_samples(batches.few().inputs, 2)).shape[1]
         self._known, self._done = self._sample(model, batches), dict[Any, Any]()
         own = output_places(self._n_outputs, self._known.classes) is not None
         self._match(self._known)

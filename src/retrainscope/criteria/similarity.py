@@ -252,7 +252,7 @@ def compare_layers(
         settings = {"layers": layers, "head": head, "batch_size": batch_size}
         check_same(settings | {"torch.autocast": str(asked_precision(batches.device))}, model, batches)
         check_same({}, other)
-        found = layers_of(one, batches.first(), layers=layers, head=head, input_layer=input_layer, calls=calls)
+        found = layers_of(one, batches.few(), layers=layers, head=head, input_layer=input_layer, calls=calls)
         named_layers(two, found.names)
         mine = list[tuple[int, Floats] | None]()  # of each batch the number of samples, and the sums
         total = None if batches.n_batches is None else -(-batches.n_batches // n_processes())
