@@ -35,7 +35,8 @@ test-browser: $(READY)  ## open the report in headless Chromium (must be install
 	$(BIN)/python -m pytest -m browser
 
 test-vision: $(VISION)/.ready  ## run the tests that need torchvision, in an environment of their own (5.5 GB)
-	$(VISION)/bin/python -m pytest -m vision --cov --cov-config=tests/vision.coveragerc --cov-report=term
+	$(VISION)/bin/python -m pytest -m vision --cov --cov-config=tests/vision.coveragerc --cov-report=term \
+		--numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10
 
 $(VISION)/.ready: pyproject.toml constraints-vision.txt
 	$(PYTHON) -m venv $(VISION)

@@ -314,8 +314,7 @@ def _checks_of(found: list[Run], name: str) -> dict[str, str]:
         f"{len(contains)}",
         "undecided": f"{sum(undecided)} of {len(undecided)}",
         **{
-            f"time, as a share of the sweep (three seeds): {network}": f"{share:.1%}"
-            for network, share in shares.items()
+            f"time, as a share of a sweep with one seed: {network}": f"{share:.1%}" for network, share in shares.items()
         },
     }
 

@@ -2,8 +2,7 @@
 
     python benchmarks/advice/times.py [--only PATTERN] [--out FILE]
 
-The task of new classes of each network, with the first seed; the sweep has three seeds, as by default and as the truth
-that the advice is held against. Nothing else should run.
+The task of new classes of each network, with the first seed. Nothing else should run.
 """
 
 import argparse
@@ -20,8 +19,6 @@ from tasks import TASKS, cases
 
 from retrainscope.saving import write_text
 
-N_SEEDS = 3
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,7 +31,7 @@ def main() -> None:
         advised(case, 0)  # what is loaded and compiled at the first call is nobody's
         took = {name: advised(case, 0, trial=trial)["seconds"] for name, trial in (("default", False), ("trial", True))}
         began = time.perf_counter()
-        swept(case, 0, n_seeds=N_SEEDS)
+        swept(case, 0)
         times[task.network] = took | {"sweep": round(time.perf_counter() - began, 3)}
         write_text(args.out, json.dumps(times, indent=0) + "\n")
         print(task.network, times[task.network], flush=True)
