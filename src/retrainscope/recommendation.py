@@ -182,7 +182,7 @@ def recommend_layers(
         else:
             probe = TangentProbe(model, batch_size=batch_size, **options)
             spread._noting = probe._noted = {"known": Answers(of_model=True), "unknown": Answers(of_model=False)}
-            estimators = [spread, probe]
+            estimators = [spread, probe]  # in this order: the pass of the first notes what the second needs to know
     only_for_forecasts = bool(limits) or groups is not None or trial is not None
     if only_for_forecasts and probe is None:
         raise InvalidDataError(_NO_FORECAST)
@@ -332,7 +332,7 @@ def _obstacle(model: nn.Module, known: Batch, first: Batch, unknown: Batches) ->
         return ", which needs unknown data with labels of at least two classes."
     try:
         check_pieces(model, in_pieces=False)
-        predictions_of(model, known.take(np.arange(1)).inputs)
+        predictions_of(model, known.inputs)
     except UnsupportedModelError as error:
         return f": {error}"
     return ""

@@ -278,7 +278,7 @@ class TangentProbe(LayerEstimator):
         noted = self._noted.get(batches.name)
         if noted is not None and noted.are_of(batches):
             if of_model:  # what would be refused on the way
-                self._ends(model, batches.few().take(np.arange(1)))
+                self._ends(model, batches.few())
             return noted
         answers = Answers(of_model=of_model)
         answers.begin(batches)
