@@ -636,7 +636,7 @@ def test_interrupted(capsys):
 def test_a_checkpoint(capsys):
     """With --checkpoint finished parts are kept, the same command gives the same, and another one is refused."""
     first = advice_of(capsys, "--checkpoint", "parts")
-    assert Path("parts/1-ActivationSpread.unknown.bin").exists()
+    assert Path("parts/0-ActivationSpread.unknown.bin").exists()
     assert advice_of(capsys, "--checkpoint", "parts") == first == advice_of(capsys)
     assert "parts holds parts of another run" in error_of(capsys, "--checkpoint", "parts", "--seed", "1")
     assert main(arguments("--checkpoint", "parts", model="network.py:interrupted")) == 130

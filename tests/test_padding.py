@@ -430,7 +430,7 @@ def test_mask_of_four_dimensions_is_refused(name):
     """A mask for each head and pair of tokens does not tell which tokens are real."""
     data = padded(KNOWN)
     data["attention_mask"] = data["attention_mask"][:, None, None].expand(-1, 1, 8, -1)
-    message = r"The 'attention_mask' of the known data .*shape \(n_samples, n_tokens\). Got \(16, 1, 8, 8\)"
+    message = r"The 'attention_mask' of the known data .*shape \(n_samples, n_tokens\). Got \(4, 1, 8, 8\)"
     model = Text()
     with unchanged(model), pytest.raises(InvalidDataError, match=message):
         ESTIMATORS[name](model, input_layer="words").fit((data, LABELS))

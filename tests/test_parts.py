@@ -344,7 +344,7 @@ def flipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     "damage", [flipped, lambda content: content[:-10], lambda content: b""], ids=["flipped", "cut", "empty"]
 )
-@pytest.mark.parametrize("name", ["0-TangentProbe.known.bin", "1-ActivationSpread.unknown.bin", "manifest.json"])
+@pytest.mark.parametrize("name", ["1-TangentProbe.known.bin", "0-ActivationSpread.unknown.bin", "manifest.json"])
 def test_a_damaged_file(tmp_path, damage, name):
     """A file with one bit turned, cut off or empty is refused by name before any work; without it the run goes on."""
     whole = advised(classifier(), tmp_path, given=False)
@@ -378,7 +378,7 @@ def test_a_file_of_another_run(tmp_path):
     """A part that was copied from another run's folder is refused by its name."""
     for seed in (0, 1):
         advised(classifier(seed=seed), tmp_path / str(seed), given=False, trial=None)
-    name = "1-ActivationSpread.known.bin"
+    name = "0-ActivationSpread.known.bin"
     (tmp_path / "0" / name).write_bytes((tmp_path / "1" / name).read_bytes())
     with pytest.raises(InvalidDataError, match=rf"{name} is damaged, or was written by another run.*Remove this file"):
         advised(classifier(), tmp_path / "0", given=False, trial=None)

@@ -30,7 +30,6 @@ from retrainscope.reference import check_same_shape
 from retrainscope.saving import to_plain
 from retrainscope.scores import LayerScores
 from retrainscope.settings import listed, settings_text, told, told_apart
-from retrainscope.sharding import check_pieces
 from retrainscope.spread import ActivationSpread
 from retrainscope.tangent import TangentProbe
 from retrainscope.trying_out import check_trial, try_out
@@ -170,23 +169,31 @@ def recommend_layers(
         for each in (random_state,) if estimators is None else [e.random_state for e in estimators]:
             check_integer(each)
         checkpoint = check_folder(checkpoint)
-    data = _checked_data(model, known, unknown, batch_size, forecast=estimators is None)
+    data = _checked_data(model, known, unknown, batch_size)
     options: dict[str, Any] = places | {"device": device, "random_state": random_state, "progress": progress}
     notes: list[str] = []
     probe: TangentProbe | None = None
     if estimators is None:
         spread = ActivationSpread(model, batch_size=batch_size, **options)
         estimators = [spread]
-        if data.no_forecast:
-            notes.append(f"There is no forecast{data.no_forecast}")
-        else:
+        if data.has_classes:
             probe = TangentProbe(model, batch_size=batch_size, **options)
-            spread._noting = probe._noted = {"known": Answers(of_model=True), "unknown": Answers(of_model=False)}
-            estimators = [spread, probe]  # in this order: the pass of the first notes what the second needs to know
+            estimators = [spread, probe]
+        else:
+            notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
     only_for_forecasts = bool(limits) or groups is not None or trial is not None
     if only_for_forecasts and probe is None:
         raise InvalidDataError(_NO_FORECAST)
     parts = NOTHING_KEPT if checkpoint is None else _opened(checkpoint, model, data, estimators, groups, trial)
+    if probe is not None:
+        refusal = _refusal(model, data.first)
+        if refusal is None:  # the pass of the spread, which comes first, notes what the forecast needs to know
+            spread._noting = probe._noted = {"known": Answers(of_model=True), "unknown": Answers(of_model=False)}
+        elif only_for_forecasts:
+            raise InvalidDataError(_NO_FORECAST) from refusal
+        else:
+            notes.append(f"There is no forecast: {refusal}")
+            probe, estimators = None, estimators[:1]
     with _keeping(estimators, parts):
         costs = [Cost() for _ in estimators]
         for estimator, cost in zip(estimators, costs, strict=True):
@@ -237,10 +244,11 @@ class _Data:
     known: Batches
     unknown: Batches
     labels: tuple[tuple[Label, ...] | None, tuple[Label, ...] | None]
-    no_forecast: str  # why, to follow these words; empty where there can be one, or none is asked for
+    first: Batch  # of the known data
+    has_classes: bool  # whether the unknown data has at least two
 
 
-def _checked_data(model: nn.Module, known: Any, unknown: Any, batch_size: int, *, forecast: bool) -> _Data:
+def _checked_data(model: nn.Module, known: Any, unknown: Any, batch_size: int) -> _Data:
     home, dtype = model_place(model)
     ours, theirs = (
         as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
@@ -250,8 +258,7 @@ def _checked_data(model: nn.Module, known: Any, unknown: Any, batch_size: int, *
         first, other = ours.few(), theirs.few()
         check_same_shape(input_shapes(first.inputs), other)
         _check_labels(first, other)
-        obstacle = _obstacle(model, first, other, theirs) if forecast else ""
-        return _Data(ours, theirs, (first.labels, other.labels), obstacle)
+        return _Data(ours, theirs, (first.labels, other.labels), first, _has_classes(other, theirs))
 
 
 def _opened(
@@ -326,16 +333,14 @@ def _keeping(estimators: Sequence[LayerEstimator], parts: Parts) -> Iterator[Non
             estimator.__dict__.pop("_parts", None)
 
 
-def _obstacle(model: nn.Module, known: Batch, first: Batch, unknown: Batches) -> str:
-    """Tell what a forecast lacks, if anything; given the first samples of both, and all unknown ones."""
-    if not _has_classes(first, unknown):
-        return ", which needs unknown data with labels of at least two classes."
+def _refusal(model: nn.Module, first: Batch) -> UnsupportedModelError | None:
+    """Tell why a model gives a forecast no class scores, if it does not, from the first samples."""
     try:
-        check_pieces(model, in_pieces=False)
-        predictions_of(model, known.inputs)
+        with borrow(model), torch.no_grad():
+            predictions_of(model, first.inputs)
     except UnsupportedModelError as error:
-        return f": {error}"
-    return ""
+        return error
+    return None
 
 
 def _has_classes(first: Batch, batches: Batches) -> bool:
