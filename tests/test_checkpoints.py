@@ -9,10 +9,10 @@ import torch
 from helpers import unchanged
 from networks import classifier, samples
 from sweeping import Recorder, assert_same, noisy, numbered, swept, watched, worn
-from torch import Tensor
+from torch import Tensor, nn
 
 import retrainscope as rs
-from retrainscope.exceptions import InvalidDataError
+from retrainscope.exceptions import CheckpointError, InvalidDataError
 
 
 def test_the_same_again():
@@ -190,3 +190,19 @@ def test_a_full_disk(tmp_path, monkeypatch):
         with pytest.raises(InvalidDataError, match=r"sweep.json cannot be written \(No space left on device\).*Make"):
             swept(**options)
     assert_same(swept(**options), swept(policies=[]))
+
+
+@pytest.mark.parametrize("change", ["content", "name"])
+def test_what_is_not_saved_with_the_model_counts(tmp_path, change):
+    """A buffer that is no part of the state, such as the mean of the inputs, makes another run."""
+
+    def model(mean: float, name: str = "mean") -> nn.Module:
+        made = classifier()
+        made.register_buffer(name, torch.tensor(mean), persistent=False)
+        return made
+
+    swept(model(1.0), checkpoint=tmp_path / "sweep.json")
+    swept(model(1.0), checkpoint=tmp_path / "sweep.json")
+    other = model(2.0) if change == "content" else model(1.0, "median")
+    with pytest.raises(CheckpointError, match="holds no part of this sweep"):
+        swept(other, checkpoint=tmp_path / "sweep.json")

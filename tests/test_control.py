@@ -174,3 +174,19 @@ def test_original_is_untouched(trained):
 def test_control_is_in_evaluation_mode():
     """The control comes in evaluation mode even if the model is not."""
     assert not any(module.training for module in untrained_copy(small_mlp().train(), seed=0).modules())
+
+
+def test_a_reset_that_needs_arguments_is_not_called():
+    """What a method of that name wants to be given is not known, so that the weights are shuffled."""
+
+    class Needs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.arange(6.0))
+
+        def reset_parameters(self, std):
+            raise AssertionError
+
+    control = untrained_copy(nn.Sequential(Needs()), seed=0)
+    assert sorted(control[0].weight.tolist()) == list(range(6))
+    assert control[0].weight.tolist() != list(range(6))

@@ -242,3 +242,26 @@ def test_peak_memory_is_that_of_the_gpu(on_gpu):
     ).peak_memory["ActivationSpread"]
     assert told < 1e9
     assert told > (0 if on_gpu else 60e6)  # else the copy is there while it is measured
+
+
+class Recurrent(nn.Module):
+    """An LSTM, which cuDNN goes back through in training mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix, self.recurrent, self.head = nn.Linear(1, 4), nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.recurrent(self.mix(x[..., None]))[0][:, -1])
+
+
+@every_estimator
+def test_recurrent_networks(kind):
+    """Gradients go back through a recurrent network in evaluation mode, as on the processor."""
+    model = Recurrent().eval().cuda()
+    (X, y), (U, v) = placed(samples()), placed(samples(seed=1))
+    with unchanged(model):
+        found = kind(model, random_state=0, progress=False, **ESTIMATORS[kind]).fit((X, y)).score_layers((U.flip(1), v))
+    assert "recurrent" in found.layers
+    assert torch.backends.cudnn.enabled

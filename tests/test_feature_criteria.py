@@ -521,3 +521,21 @@ def test_a_recommendation_from_a_criterion():
         PARTING, KNOWN, UNKNOWN, estimators=[made(HiddenStateVariability, PARTING)], random_state=0
     )
     assert rec.layers == ("0",)
+
+
+def test_a_layer_by_its_second_name():
+    """A layer that has two names can be named by either."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())
+            self.first, self.head = self.body[0], nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.body(x).mean(dim=(2, 3)))
+
+    torch.manual_seed(0)
+    model, X, y = Twice(), torch.randn(40, 1, 6, 6), [0, 1] * 20
+    needs = [made(LogME, model, layers=[name]).fit((X, y)).score_layers((X, y)).values for name in ("first", "body.0")]
+    np.testing.assert_array_equal(*needs)

@@ -412,3 +412,35 @@ def test_all_gradients_are_counted():
         owned = {"all": [name for name, _ in body.named_parameters()]}
         gradient_features(body, batches, along(body, batches), owned, max_features=9, seed=0, tick=ticks.append)
         assert sum(ticks) == 80
+
+
+class AfterRecurrent(nn.Module):
+    """Begins with a layer that no rule is for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+def test_a_first_sample_without_a_gradient_hides_nothing():
+    """Where the first sample is all zeros, the gradient of the input weights of all others is there as well."""
+    torch.manual_seed(0)
+    model, X = AfterRecurrent().eval(), torch.randn(6, 5, 3)
+    X[0] = 0
+    names = {"recurrent": [f"recurrent.{name}" for name, _ in model.recurrent.named_parameters()]}
+    batches = as_batches(X, name="given", batch_size=6, device=torch.device("cpu"), dtype=torch.float32)
+    found = gradient_features(model, batches, torch.eye(3)[:2], names, max_features=MANY, seed=0)["recurrent"]
+    each = [
+        torch.cat([rows["recurrent"] for rows in sample_gradients(model, X, d.expand(6, -1), product, names)])
+        for d in torch.eye(3)[:2]
+    ]
+    expected = sum(rows @ rows.T for rows in each)
+    np.testing.assert_allclose(found @ found.T, expected, rtol=1e-4, atol=1e-5)
+    assert expected.diagonal()[1:].min() > 0
+
+
+def product(output: Tensor, direction: Tensor) -> Tensor:
+    return (output * direction).sum()

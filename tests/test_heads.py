@@ -12,6 +12,7 @@ from retrainscope.batches import Batches, as_batches, ordered_classes
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from retrainscope.heads import (
     check_classes,
+    check_new_head,
     collect_head_inputs,
     fit_head,
     fitted_head,
@@ -316,3 +317,33 @@ def test_heads_that_a_new_one_cannot_replace():
         with_head(classifier(), "4", nn.Linear(12, 3))
     with pytest.raises(LayerNotFoundError, match="no head named '7'"):
         with_head(classifier(), "7", nn.Linear(6, 3))
+
+
+class Twice(nn.Module):
+    """A classifier inside another module, which calls its head by a second name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = classifier()
+        self.head = self.backbone[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone[:-1](x))
+
+
+def test_a_new_head_takes_all_names():
+    """Where the head has two names, the new one has both, so that it runs whichever is called."""
+    model, new = Twice(), nn.Linear(6, 2)
+    with unchanged(model):
+        renewed = with_head(model, "backbone.4", new)
+    assert renewed.head is renewed.backbone[-1]
+    assert torch.equal(renewed.head.weight, new.weight)
+    assert renewed(samples()[0]).shape[1] == 2
+
+
+def test_a_model_that_does_not_return_its_new_head():
+    """What follows the head decides how many scores there are: then a new head is refused, not trained for nothing."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    check_new_head(model[:1], "0", 3, torch.zeros(2, 4))
+    with pytest.raises(UnsupportedModelError, match="new head '0' for 2 classes the model returns 3 class scores"):
+        check_new_head(model, "0", 2, torch.zeros(2, 4))

@@ -1,5 +1,6 @@
 """A model that is lent, and given back bit for bit on every path; models that cannot be."""
 
+import contextlib
 import random
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 from retrainscope.exceptions import (
     UnsupportedModelError,
 )
-from retrainscope.lending import borrow, copy_model, model_place
+from retrainscope.lending import borrow, copy_model, gradients_in_evaluation, model_place
 
 INPUTS = torch.tensor([[0.0, 3.0], [5.0, 1.0]])
 
@@ -306,3 +307,129 @@ def test_a_method_of_the_name_is_not_taken_for_torchs():
     model = Own(2, 2)
     with unchanged(model), borrow(model) as lent:
         assert lent is model
+
+
+# What else a forward pass may change
+
+
+class Keeping(nn.Linear):
+    """Keeps what it saw, counts its calls, and names a parameter and a module anew."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.kept = super().forward(x)
+        self.weight = nn.Parameter(self.weight.detach().clone())
+        self.inner = nn.Identity()
+        return self.inner(self.kept)
+
+
+def test_attributes_of_modules_are_given_back():
+    """What a forward pass leaves in a module goes, so that the model can be copied as before; what was there stays."""
+    model = nn.Sequential(Keeping(2, 2), nn.Linear(2, 1))
+    with torch.no_grad():
+        model(INPUTS)
+    weight, kept, calls = model[0].weight, model[0].kept, model[0].calls
+    with unchanged(model), borrow(model):
+        model(INPUTS).sum().backward()
+        assert model[0].kept.requires_grad
+    assert (model[0].weight, model[0].kept, model[0].calls) == (weight, kept, calls)
+    copy_model(model)
+    fresh = nn.Sequential(Keeping(2, 2), nn.Linear(2, 1))
+    with borrow(fresh):
+        fresh(INPUTS)
+    assert not vars(fresh[0]).keys() & {"kept", "calls"}
+    assert "inner" not in fresh[0]._modules
+
+
+@pytest.mark.parametrize("end", ["success", "error"])
+def test_other_memory_of_a_parameter_is_given_back(end):
+    """A weight that the forward pass brings to a norm lies where it did, with what it held."""
+
+    def renorm(x):
+        model[0].weight.data = torch.renorm(model[0].weight.data, 2, 0, 0.1)
+        if end == "error":
+            raise ZeroDivisionError
+        return x
+
+    model = nn.Sequential(nn.Linear(2, 2), Apply(renorm))
+    place = model[0].weight.data_ptr()
+    with unchanged(model), contextlib.suppress(ZeroDivisionError), borrow(model):
+        model(INPUTS)
+    assert model[0].weight.data_ptr() == place
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embeddings_of_a_largest_norm_are_given_back(kind):
+    """With `max_norm` torch writes to the weight at every pass; it is measured so, and given back as it was."""
+    model = nn.Sequential(kind(5, 3, max_norm=0.5), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.mul_(10)
+    with unchanged(model), borrow(model), torch.no_grad():
+        model(torch.tensor([[0, 1], [2, 3]]))
+        assert model[0].weight[0].norm() < 0.51
+
+
+def test_a_parameter_written_to_in_place_is_told():
+    """What a forward pass writes to its weights in place cannot be given back, so it is refused by name."""
+
+    def clip(x):
+        with torch.no_grad():
+            model[0].weight.clamp_(-0.1, 0.1)
+        return x
+
+    model = nn.Sequential(nn.Linear(2, 2), Apply(clip))
+    with pytest.raises(UnsupportedModelError, match=r"writes to its parameter '0\.weight' in place"), borrow(model):
+        model(INPUTS)
+    model.append(Apply(lambda x: 1 // 0))
+    with pytest.raises(ZeroDivisionError), borrow(model):  # an error of the model's own comes first
+        model(INPUTS)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_buffers(layout):
+    """A model with a graph in a sparse buffer can be lent, and its gradients come back."""
+    model = nn.Sequential(nn.Linear(2, 2), Apply(lambda x: (model.graph @ x.T).T))
+    model.register_buffer("graph", torch.eye(2).to_sparse(layout=layout))
+    model[0].weight.grad = torch.ones(2, 2)
+    with borrow(model):
+        assert model(INPUTS).shape == (2, 2)
+    assert torch.equal(model[0].weight.grad, torch.ones(2, 2))
+    assert torch.equal(model.graph.to_dense(), torch.eye(2))
+
+
+def test_buffers_of_another_size_are_given_back():
+    """A buffer that a forward pass makes larger in place has its size and content again."""
+
+    def grow(x):
+        model.seen.resize_(6).fill_(1)
+        return x
+
+    model = nn.Sequential(nn.Linear(2, 2), Apply(grow))
+    model.register_buffer("seen", torch.full((2,), 3.0))
+    with borrow(model):
+        model(INPUTS)
+        assert len(model.seen) == 6
+    assert model.seen.tolist() == [3.0, 3.0]
+
+
+def test_batches_that_are_normalised_by_themselves_are_refused():
+    """Without running statistics a sample's output depends on the others of its batch, so the module is named."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False))
+    message = r"The module '1' \(BatchNorm1d\) has no running statistics .*track_running_stats=True"
+    with pytest.raises(UnsupportedModelError, match=message), borrow(model):
+        pass
+    with borrow(nn.Sequential(nn.Linear(2, 2), nn.InstanceNorm1d(2))):  # by each sample's own
+        pass
+
+
+def test_gradients_of_recurrent_modules_do_without_cudnn():
+    """CuDNN has none in evaluation mode; it is on again at the end, and stays on for other models."""
+    before = torch.backends.cudnn.enabled
+    with gradients_in_evaluation(nn.Sequential(nn.LSTM(2, 2))):
+        assert not torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.enabled == before
+    with gradients_in_evaluation(small_mlp()):
+        assert torch.backends.cudnn.enabled == before

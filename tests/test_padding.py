@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import retrainscope as rs
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
-from retrainscope.padding import joined_tokens
+from retrainscope.padding import joined_tokens, token_mask
 
 N, VOCABULARY, LONGEST = 16, 20, 6
 LABELS = [place % 2 for place in range(N)]
@@ -506,3 +506,12 @@ def test_as_many_features_as_tokens_in_a_model_of_one_length():
         rs.find_layers(OfOneLength(), data, input_layer="words")
     with pytest.raises(UnsupportedModelError, match=r"'pool', of shape \(4, 8\), padding cannot be told"):
         rs.find_layers(OfOneLength(), data, layers=["pool"])
+
+
+def test_a_mask_that_is_added_to_scores_is_refused():
+    """An additive mask has 0 for what is real and something negative for padding: read as the other it would lie."""
+    mask = torch.tensor([[0.0, 0.0, -1e4], [0.0, -1e4, -1e4]])
+    with pytest.raises(InvalidDataError, match=r"'attention_mask' of the given data has negative values.* Give 1 for"):
+        token_mask({"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": mask})
+    real = token_mask({"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": (mask == 0).float()})
+    assert torch.equal(real, mask == 0)

@@ -543,6 +543,15 @@ class Aliased(nn.Module):
         return self.top(self.body(x))
 
 
+def test_a_head_of_two_names_is_trained():
+    """The new head has both names, so that every policy trains what runs."""
+    model, plain = Aliased(), nn.Sequential(*(copy.deepcopy(part) for part in (Aliased().body, Aliased().head)))
+    plain[0].load_state_dict(model.body.state_dict())
+    sweep = swept(model)
+    assert sweep.policies == ("head", "all")
+    np.testing.assert_array_equal(sweep.accuracy, swept(plain).accuracy)
+
+
 class PerPlace(nn.Module):
     """A network whose head runs at each of three places of a sample."""
 
@@ -567,7 +576,6 @@ def convolutional() -> nn.Sequential:
     [
         (convolutional(), r"The head '3' is a Conv2d.*nn.Linear only"),
         (PerPlace(), r"The head 'head' takes 5 features, and 15 go into it"),
-        (Aliased(), r"The head 'head' must take one tensor"),
         (
             nn.Sequential(*classifier(), Apply(lambda out: out[:, :2])),
             r"for 3 classes the model returns 2 class scores",
@@ -576,7 +584,7 @@ def convolutional() -> nn.Sequential:
         (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1), nn.Flatten(0)), r"one row of class scores a sample"),
         (nn.Sequential(nn.ReLU()), r"no parameters"),
     ],
-    ids=["convolution", "per place", "two names", "cut", "maps", "one number", "none"],
+    ids=["convolution", "per place", "cut", "maps", "one number", "none"],
 )
 def test_models_that_a_new_head_does_not_fit(model, message):
     """A model that cannot get a new head, or does not return class scores, is refused before any training."""
@@ -786,3 +794,37 @@ def test_a_task_for_the_head():
     assert sweep.mean_accuracy["head"] > 0.95
     assert value < 0.02
     assert low <= 0
+
+
+class Numbered(nn.Module):
+    """Keeps whole numbers as a parameter, as some do with positions; with an embedding of sparse gradients if asked."""
+
+    def __init__(self, *, sparse: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.places = nn.Parameter(torch.arange(4), requires_grad=False)
+        self.embedding, self.mix, self.head = nn.Embedding(4, 4, sparse=sparse), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(x + self.embedding(self.places).mean(dim=0)).relu())
+
+
+def test_parameters_of_whole_numbers_stay():
+    """What has no gradient by its type is left as it is, also where its layer is retrained."""
+    model = Numbered()
+    with unchanged(model):
+        sweep = swept(model)
+    assert np.isfinite(sweep.accuracy).all()
+
+
+def test_embeddings_of_sparse_gradients():
+    """They are retrained like any other, and have the needs of any other."""
+    sparse, dense = Numbered(sparse=True), Numbered()
+    assert_same(swept(sparse), swept(dense))
+    known, unknown = samples(), samples(classes=("a", "b", "c"), seed=1)
+    for kind in (rs.TangentProbe, rs.criteria.EmpiricalFisher, rs.criteria.RelativeGradientNorm):
+        needs = [
+            kind(model, random_state=0, progress=False).fit(known).score_layers(unknown).values
+            for model in (sparse, dense)
+        ]
+        np.testing.assert_allclose(*needs, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """The criterion on weights alone: known by hand, against plain numpy, and what it does not see."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from helpers import unchanged
 from networks import TokenNet, classifier, samples
 from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import retrainscope as rs
 from retrainscope.criteria import SpectrumSNR, spectrum_snr
@@ -182,3 +185,15 @@ def test_model_is_left_alone():
     model, (X, _) = classifier(), samples()
     with unchanged(model):
         needs(model, X)
+
+
+def test_parametrised_weights_are_taken_whole():
+    """Of a weight that is made from others, what is made counts, as of any of its kind."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(*[part for _ in range(3) for part in (nn.Linear(8, 8), nn.ReLU())], nn.Linear(8, 3))
+    model, X = copy.deepcopy(plain), torch.randn(4, 8)
+    parametrizations.weight_norm(model[2])
+    expected, found = needs(plain, X), needs(model, X)
+    assert found.layers == expected.layers
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-5)
+    assert set(SpectrumSNR(model).fit(X).ratios_) == {f"{name}.weight" for name in found.layers}

@@ -51,8 +51,8 @@ def main() -> None:
                 bar.update()
 
 
-def swept(case: Case, seed: int) -> dict[str, Any]:
-    """Retrain by every policy, and return what is kept of it."""
+def swept(case: Case, seed: int, *, n_seeds: int = 1) -> dict[str, Any]:
+    """Retrain by every policy, and return what is kept of it: the first of the seeds."""
     sweep = rs.sweep_layers(
         case.model,
         case.known,
@@ -61,7 +61,7 @@ def swept(case: Case, seed: int) -> dict[str, Any]:
         layers=case.layers,
         random_state=seed,
         progress=False,
-        **(SETTINGS | case.settings),
+        **(SETTINGS | case.settings | {"n_seeds": n_seeds}),
     )
     return {
         "layers": sweep.layers,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sweeps import RESULTS
-from tasks import TASKS
+from tasks import SEEDS, TASKS
 
 from retrainscope.tables import text_table
 
@@ -314,7 +314,8 @@ def _checks_of(found: list[Run], name: str) -> dict[str, str]:
         f"{len(contains)}",
         "undecided": f"{sum(undecided)} of {len(undecided)}",
         **{
-            f"time, as a share of a sweep with one seed: {network}": f"{share:.1%}" for network, share in shares.items()
+            f"time, as a share of a sweep with {len(SEEDS)} seeds: {network}": f"{share:.1%}"
+            for network, share in shares.items()
         },
     }
 

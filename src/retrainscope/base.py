@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from retrainscope.batches import Batch, Batches, as_batches, input_shapes
 from retrainscope.checks import check_device
 from retrainscope.exceptions import LayerNotFoundError, UnsupportedModelError
 from retrainscope.layers import Layers, layers_of
-from retrainscope.lending import autograd_on, borrow, model_place
+from retrainscope.lending import autograd_on, borrow, gradients_in_evaluation, model_place
 from retrainscope.memory import Halving
 from retrainscope.parts import NOTHING_KEPT, Parts
 from retrainscope.precision import asked_precision
@@ -217,8 +217,11 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         check_same(named | settings, self.model, batches)
         return batches if self._takes_shares else everywhere(batches)
 
-    def _borrowed(self, seed: int) -> AbstractContextManager[nn.Module]:
-        return borrow(self.model, device=self.device, seed=seed, in_pieces=self._takes_pieces)
+    @contextmanager
+    def _borrowed(self, seed: int) -> Iterator[nn.Module]:
+        lent = borrow(self.model, device=self.device, seed=seed, in_pieces=self._takes_pieces)
+        with lent as model, gradients_in_evaluation(model):
+            yield model
 
     def _keep_pace(self, model: nn.Module, batches: Batches, batch: Batch | None) -> None:
         """Run a model in pieces where only other processes have something to look at, as they cannot without this one.

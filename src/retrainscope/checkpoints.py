@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from retrainscope.batches import Batches, items_of
 from retrainscope.checks import reason_of
 from retrainscope.exceptions import CheckpointError, InvalidDataError
 from retrainscope.precision import asked_precision
-from retrainscope.processes import from_first, gather, rank
+from retrainscope.processes import digest_of, from_first, gather, rank
 from retrainscope.saving import write_text
 from retrainscope.trials import Trial
 
@@ -36,19 +35,14 @@ def fingerprint(model: nn.Module, data: Iterable[Batches], settings: str) -> str
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         digest.update(repr((name, type(module).__qualname__, module.extra_repr())).encode())
-
-    def add(tensors: Iterable[Any]) -> None:
-        for tensor in tensors:
-            if isinstance(tensor, Tensor):
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-
-    add(model.state_dict().values())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(digest_of([tensor], name).encode())
     for batches in data:
         precision = asked_precision(batches.device)
         digest.update(b"" if precision is None else repr(precision).encode())
         for batch in batches:
-            add(tensor for _, tensor in items_of(batch.inputs))
-            digest.update(repr(batch.labels).encode())
+            keys, tensors = zip(*items_of(batch.inputs), strict=True)
+            digest.update(digest_of(tensors, keys, batch.labels).encode())
     found = set(gather("the fingerprint", digest.hexdigest()))
     if len(found) > 1:  # as where a DistributedSampler deals the data
         digest = hashlib.sha256(repr(sorted(found)).encode())

@@ -1,5 +1,8 @@
 """The control: the same architecture with freshly initialised weights."""
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +14,8 @@ __all__ = ["untrained_copy"]
 def untrained_copy(model: nn.Module, *, seed: int, keep: str | None = None) -> nn.Module:
     """Copy a model and give the copy the weights of a network that was never trained.
 
-    Every module that has ``reset_parameters`` (or ``_reset_parameters``) is asked to initialise itself.
+    Every module that has ``reset_parameters`` (or ``_reset_parameters``), to be called without arguments, is asked to
+    initialise itself.
     Parameters that this leaves as they were (class tokens, parametrised weights, modules of one's
     own) have their entries shuffled: their distribution stays and what was learnt goes.
 
@@ -39,7 +43,7 @@ def untrained_copy(model: nn.Module, *, seed: int, keep: str | None = None) -> n
             continue
         for method in ("reset_parameters", "_reset_parameters"):
             # Asked of the class: a wrapper, as of a compiled module, passes on what it does not have itself.
-            if hasattr(type(module), method) and callable(getattr(module, method)):
+            if hasattr(type(module), method) and _takes_nothing(getattr(module, method)):
                 getattr(module, method)()
                 break
     kept_parameters = {id(parameter) for module in kept for parameter in module.parameters()}
@@ -50,6 +54,15 @@ def untrained_copy(model: nn.Module, *, seed: int, keep: str | None = None) -> n
             elif torch.equal(parameter, before[name]):
                 parameter.copy_(_shuffled(parameter))
     return copied.eval().to(home)
+
+
+def _takes_nothing(method: Any) -> bool:
+    """Tell whether something can be called, and without arguments."""
+    try:
+        inspect.signature(method).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def _shuffled(tensor: Tensor) -> Tensor:

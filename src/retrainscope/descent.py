@@ -10,6 +10,7 @@ from torch.optim.adam import adam
 
 from retrainscope.checks import check_choice, check_number
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
+from retrainscope.precision import doubled
 
 __all__ = ["Descent", "Loss", "NoGradientError", "Path", "descend"]
 
@@ -365,14 +366,14 @@ class _Lbfgs:
         order = torch.cat([places, places + _MEMORY], dim=1)
         # In double precision, as the products of old and new steps are of very different size.
         products = self._products.gather(1, order[:, :, None].expand_as(self._products))
-        products = products.gather(2, order[:, None].expand_as(products)).double()
-        along = (self._history @ vector[..., None])[..., 0].gather(1, order).double()
+        products = doubled(products.gather(2, order[:, None].expand_as(products)))
+        along = doubled((self._history @ vector[..., None])[..., 0].gather(1, order))
         there = torch.cat([filled, filled], dim=1)
         products, along = products * (there[:, :, None] & there[:, None]), along * there
         steps, changes = along[:, :_MEMORY, None], along[:, _MEMORY:, None]  # S'g and Y'g
         curved, squares = products[:, :_MEMORY, _MEMORY:], products[:, _MEMORY:, _MEMORY:]  # S'Y and Y'Y
         diagonal = curved.diagonal(dim1=1, dim2=2)
-        upper = curved.triu() + torch.diag_embed((~filled).double())  # an empty place takes no part
+        upper = curved.triu() + torch.diag_embed(doubled(~filled))  # an empty place takes no part
         last = torch.where(filled[:, -1], diagonal[:, -1] / squares[:, -1, -1], 1.0)
         scale = last.nan_to_num(nan=1.0, posinf=1.0)[:, None, None]
         alpha = torch.linalg.solve_triangular(upper, steps, upper=True)

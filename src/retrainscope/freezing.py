@@ -57,7 +57,8 @@ def freeze(model: nn.Module, trained: Set[int]) -> list[nn.Module]:
         vars(module)[_BEFORE] = before
     try:
         for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+            able = parameter.is_floating_point() or parameter.is_complex()  # whole numbers are not trained
+            parameter.requires_grad_(able and id(parameter) in trained)
         for module in modules:
             _forget_outer(module)
             if isinstance(module, nn.TransformerEncoder):

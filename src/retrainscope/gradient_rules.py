@@ -41,7 +41,7 @@ class Rule:
     module: nn.Module
 
     def rows(self, calls: Sequence[Call], n_samples: int) -> Tensor | None:
-        """Return the features for each sample, of shape (n_samples, n_features); zeros where there are no calls.
+        """Return the features for each sample, of shape (n_samples, n_features), from one call or more.
 
         None where a call is not one that the rule is for: its rows must be the samples, or equally many for each
         sample, and its axes those that the module is made for.
@@ -55,7 +55,7 @@ class Rule:
                 return None
             rows = rows.reshape(n_samples, len(rows) // n_samples, -1).sum(dim=1)
             total = rows if total is None else total + rows
-        return next(self.module.parameters()).new_zeros(n_samples, 1) if total is None else total
+        return total
 
     def row(self, gradient: Tensor) -> Tensor:
         """Return the features of a gradient that is known."""
@@ -234,6 +234,5 @@ def _normalised(module: nn.Module, inputs: Tensor) -> Tensor:
     if isinstance(module, nn.GroupNorm):
         return functional.group_norm(inputs, module.num_groups, eps=module.eps)
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    alone = module.running_mean is None  # then a batch is normalised by its own statistics
     mean, variance = (None if each is None else each.to(inputs) for each in (module.running_mean, module.running_var))
-    return functional.batch_norm(inputs, mean, variance, training=alone, eps=module.eps)
+    return functional.batch_norm(inputs, mean, variance, eps=module.eps)

@@ -18,6 +18,7 @@ from retrainscope.tracing import call_model, named_layers
 
 __all__ = [
     "check_classes",
+    "check_new_head",
     "class_scores",
     "collect_head_inputs",
     "fit_head",
@@ -26,6 +27,7 @@ __all__ = [
     "output_places",
     "own_places",
     "predictions_of",
+    "set_head",
     "with_head",
 ]
 
@@ -203,8 +205,26 @@ def with_head(model: nn.Module, head: str, linear: nn.Linear) -> nn.Module:
             "the labels by them."
         )
     renewed = copy_model(model)
-    renewed.set_submodule(head, copy.deepcopy(linear).to(old.weight.dtype))  # other than what autocast lets go in
+    set_head(renewed, head, copy.deepcopy(linear).to(old.weight.dtype))  # other than what autocast lets go in
     return renewed
+
+
+def set_head(model: nn.Module, head: str, new: nn.Module) -> None:
+    """Put a module in the place of the head, under each of its names."""
+    old = model.get_submodule(head)
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(name, new)
+
+
+def check_new_head(model: nn.Module, head: str, n_classes: int, inputs: Inputs) -> None:
+    """Refuse a model that does not return what its new head puts out."""
+    with torch.no_grad():
+        n_outputs = head_inputs(model, head, inputs)[1].shape[1]
+    if n_outputs != n_classes:
+        raise UnsupportedModelError(
+            f"With a new head {head!r} for {n_classes} classes the model returns {n_outputs} class scores. Name the "
+            "layer that makes them with head=."
+        )
 
 
 def check_classes(classes: tuple[Label, ...], name: str) -> None:

@@ -8,14 +8,24 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.precision import full_precision
 from retrainscope.sharding import check_pieces, reshard
+from retrainscope.snapshot import put_back
 
-__all__ = ["autograd_on", "borrow", "copy_model", "model_place", "random_from", "seed_of", "start_random"]
+__all__ = [
+    "autograd_on",
+    "borrow",
+    "copy_model",
+    "gradients_in_evaluation",
+    "model_place",
+    "random_from",
+    "seed_of",
+    "start_random",
+]
 
 
 @contextmanager
@@ -36,9 +46,8 @@ def borrow(
 
     Inside, every module is in evaluation mode and the global random generators of torch, numpy and Python
     start from `seed`, no parameter has a gradient, and torch's transformers call their inner modules one by one. On
-    leaving, each module's training flag, every
-    buffer, every parameter's gradient and ``requires_grad``, and the states of the global generators are
-    what they were.
+    leaving, whatever the modules hold (training flags, buffers, attributes of their own), every parameter's memory,
+    gradient and ``requires_grad``, and the states of the global generators are what they were.
 
     Parameters
     ----------
@@ -58,48 +67,38 @@ def borrow(
     Raises
     ------
     UnsupportedModelError
-        If the model has no parameters, has lazy ones that do not exist yet, lies on several devices, or is in pieces.
+        If the model has no parameters, has lazy ones that do not exist yet, lies on several devices, or is in pieces;
+        if samples count for each other in it; on leaving, if it has overwritten a parameter.
     """
     home, _ = model_place(model)
     # Only for what measures: in pieces it can be frozen and trained.
     check_pieces(model, in_pieces=in_pieces and device is None)
+    _check_statistics(model)
     reshard(model)
-    flags = [(module, module.training) for module in model.modules()]
-    tables = [(module, dict(module._buffers)) for module in model.modules()]
-    buffers = [
-        (buffer, buffer.clone(), _version(buffer))
-        for _, table in tables
-        for buffer in table.values()
-        if buffer is not None
-    ]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    with random_from(seed), _every_module_called():
+    with random_from(seed), _every_module_called(), put_back(model):
         try:
-            for module, _ in flags:
+            for module in model.modules():
                 module.training = False
-            for parameter, _, _ in parameters:
+            for parameter in model.parameters():
                 parameter.grad = None  # what accumulates in place must not reach the owner's gradient
             # A tensor tells which of several devices "cuda" means.
             target = home if device is None else torch.empty(0, device=device).device
             # What was made in inference mode takes no part in a gradient; a copy does.
-            lent = target == home and not any(parameter.is_inference() for parameter, _, _ in parameters)
+            lent = target == home and not any(parameter.is_inference() for parameter in model.parameters())
             yield model if lent else copy_model(model).to(target)
         finally:
             reshard(model)
-            for module, flag in flags:
-                module.training = flag
-            for module, table in tables:
-                module._buffers.clear()
-                module._buffers.update(table)
-            for buffer, content, version in buffers:
-                # Written to only where it has changed: a graph of the user's may still hold the buffer.
-                if version != _version(buffer) or not torch.equal(buffer, content):
-                    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                        buffer.copy_(content)
-            for parameter, requires_grad, gradient in parameters:
-                if parameter.requires_grad != requires_grad:
-                    _set_requires_grad(parameter, requires_grad)
-                parameter.grad = gradient
+
+
+@contextmanager
+def gradients_in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Let gradients go back through recurrent modules in evaluation mode, which cuDNN does in training mode alone."""
+    enabled = torch.backends.cudnn.enabled
+    try:
+        torch.backends.cudnn.enabled = enabled and not any(isinstance(m, nn.RNNBase) for m in model.modules())
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
 
 
 def start_random(seed: int) -> None:
@@ -168,6 +167,17 @@ def _check_kind(model: nn.Module) -> None:
             )
 
 
+def _check_statistics(model: nn.Module) -> None:
+    """Refuse models in which samples count for each other, so that what is measured would depend on the batches."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise UnsupportedModelError(
+                f"The module {name!r} ({type(module).__name__}) has no running statistics and normalises each batch by "
+                "its own, also in evaluation mode, so that what comes out for a sample depends on the others. Give it "
+                "running statistics (track_running_stats=True, and a few batches in training mode)."
+            )
+
+
 @contextmanager
 def _every_module_called() -> Iterator[None]:
     """Keep torch's transformers off their fast path, which calls no inner module and packs padded sequences."""
@@ -177,11 +187,6 @@ def _every_module_called() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def _set_requires_grad(parameter: Tensor, required: bool) -> None:
-    with torch.inference_mode(parameter.is_inference()):  # such a parameter takes it in its own mode alone
-        parameter.requires_grad_(required)
 
 
 @contextmanager
@@ -202,8 +207,3 @@ def random_from(seed: int) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
         if mps is not None:
             torch.mps.set_rng_state(mps)
-
-
-def _version(buffer: Tensor) -> int:
-    """Tell how often a tensor was written to in place; tensors of inference mode do not count that."""
-    return 0 if buffer.is_inference() else buffer._version

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from retrainscope.batches import Batch
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.padding import layer_mask, tokens_second
+from retrainscope.precision import doubled
 from retrainscope.reference import reference_inputs
 from retrainscope.tracing import run_layers
 
@@ -46,7 +47,7 @@ class Seen:
 
     def error_of(self, rebuilt: Tensor) -> Tensor:
         """Return the squared error of each sample, summed; of tokens the mean of those that are real."""
-        squares = (rebuilt - self.values.float()).double().square()
+        squares = doubled(rebuilt - self.values.float()).square()
         if self.real is None:
             return squares.flatten(1).sum(dim=1)
         return torch.where(self.real, squares.sum(dim=2), 0).sum(dim=1) / self.real.sum(dim=1)

@@ -44,7 +44,7 @@ def token_mask(inputs: Tensor | Mapping[str, Tensor], name: str = "given") -> Te
     Raises
     ------
     InvalidDataError
-        If it has another shape, or a sample has no real token.
+        If it has another shape or negative values, or a sample has no real token.
     """
     key = None if isinstance(inputs, Tensor) else _key_of(inputs)
     if key is None:
@@ -56,6 +56,11 @@ def token_mask(inputs: Tensor | Mapping[str, Tensor], name: str = "given") -> Te
         mask = torch.arange(n_tokens, device=given.device) < given[:, None]
     else:
         mask = given == 0 if key.endswith(_PADDING) else given != 0
+    if key == _MASK and (given < 0).any():
+        raise InvalidDataError(
+            f"The {key!r} of the {name} data has negative values, as if it were to be added to attention scores. Give "
+            "1 for what is real and 0 for padding."
+        )
     if mask.ndim != 2:
         raise InvalidDataError(
             f"The {key!r} of the {name} data tells what is padding, so it must have the shape (n_samples, n_tokens). "

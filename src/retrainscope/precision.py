@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-__all__ = ["asked_precision", "full_precision", "network_precision", "outside_network", "wide"]
+__all__ = ["asked_precision", "doubled", "full_precision", "network_precision", "outside_network", "wide"]
 
 _KINDS = ("cpu", "cuda", "mps", "xpu")
 
@@ -54,6 +54,11 @@ def asked_precision(device: torch.device) -> torch.dtype | None:
 def wide(tensor: Tensor) -> Tensor:
     """Return numbers of half precision in single precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def doubled(tensor: Tensor) -> Tensor:
+    """Return numbers in double precision, or in single where the device has no other."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
 def _enabled() -> dict[str, torch.dtype]:

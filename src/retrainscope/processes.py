@@ -158,8 +158,16 @@ def digest_of(tensors: Iterable[Tensor], *others: Any) -> str:
     digest = hashlib.sha256(repr(others).encode())
     for tensor in tensors:
         digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for part in _dense_parts(tensor.detach()):
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
+
+
+def _dense_parts(tensor: Tensor) -> list[Tensor]:
+    if tensor.layout == torch.strided:
+        return [tensor]
+    sparse = tensor.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+    return [sparse.indices(), sparse.values()]
 
 
 def digests_of_model(model: nn.Module) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from retrainscope.descent import Descent, NoGradientError, Path, descend
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.features import Features
-from retrainscope.precision import wide
+from retrainscope.precision import doubled, wide
 from retrainscope.reference import check_inputs_vary
 from retrainscope.tables import Shown, Table
 
@@ -126,7 +126,7 @@ class InputSpace:
 
 def extent_of(inputs: Tensor) -> Extent:
     """Return the numbers of values and samples, the sums of values and squares, the lowest and the highest value."""
-    values = inputs.double()
+    values = doubled(inputs)
     ends = float(values.min()), float(values.max())
     return values.numel(), len(values), float(values.sum()), float(values.square().sum()), *ends
 
@@ -188,7 +188,7 @@ def invert(
     with torch.no_grad():
         target = wide(features_of(inputs, every).detach().flatten(1))
         difference = wide(features_of(best.inputs.to(inputs.dtype), every).detach().flatten(1)) - target
-    rebuilt, squares = best.inputs, (best.inputs - inputs).double().square()
+    rebuilt, squares = best.inputs, doubled(best.inputs - inputs).square()
     input_error = squares.flatten(1).sum(dim=1)
     if real is not None:
         rebuilt = rebuilt.masked_fill(~real, torch.nan)

@@ -14,7 +14,7 @@ from retrainscope.checks import check_device
 from retrainscope.descent import Descent, NoGradientError
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.features import Features, features_up_to, keeping_padding, real_inputs, token_axes_of, true_inputs
-from retrainscope.lending import autograd_on, borrow, model_place, random_from, seed_of
+from retrainscope.lending import autograd_on, borrow, gradients_in_evaluation, model_place, random_from, seed_of
 from retrainscope.memory import Halving
 from retrainscope.padding import broad_mask, joined_tokens
 from retrainscope.processes import in_turns
@@ -99,7 +99,11 @@ def invert_layers(
     names = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     named_layers(model, names if input_layer is None else [*names, input_layer])
     batches = as_batches(X, name="given", batch_size=batch_size, device=place, dtype=dtype, seed=seed % 2**32)
-    with autograd_on(follow_autocast=False), borrow(model, device=device, seed=seed) as lent:
+    with (
+        autograd_on(follow_autocast=False),
+        borrow(model, device=device, seed=seed) as lent,
+        gradients_in_evaluation(lent),
+    ):
         token_axes = token_axes_of(lent, batches.few(), names, input_layer, calls)
         axis = token_axes.get(input_layer or "")
         space = InputSpace.of(

@@ -13,7 +13,7 @@ from torch import nn
 from retrainscope.batches import Batch, Batches
 from retrainscope.evaluating import hits_of, mean_of, targets_of, validated
 from retrainscope.freezing import training
-from retrainscope.heads import predictions_of
+from retrainscope.heads import predictions_of, set_head
 from retrainscope.layers import Layers
 from retrainscope.lending import start_random
 from retrainscope.memory import memory_needed
@@ -67,7 +67,7 @@ def try_policy(
         known = None
     else:
         if task.heads[number] is not None:  # what the body still knows, seen through the head that it had
-            best_model.set_submodule(task.layers.head, model.get_submodule(task.layers.head))
+            set_head(best_model, task.layers.head, model.get_submodule(task.layers.head))
         known = hits_of(best_model, task.known, task.known_places, task.halving)
     return Trial(hits, mean_of(known), tuple(accuracies), best_rate, seconds)
 

@@ -218,7 +218,8 @@ def _gradients(
 def gradients_of(total: Tensor, tensors: Sequence[Tensor], *, retain_graph: bool = False) -> tuple[Tensor | None, ...]:
     """Go back from a total to some tensors, or say why a model cannot be gone back through."""
     try:
-        return torch.autograd.grad(total, tensors, retain_graph=retain_graph, allow_unused=True)
+        found = torch.autograd.grad(total, tensors, retain_graph=retain_graph, allow_unused=True)
+        return tuple(g.to_dense() if g is not None and g.layout != torch.strided else g for g in found)
     except RuntimeError as error:
         if "inplace" not in str(error):
             raise

@@ -15,9 +15,9 @@ from retrainscope.evaluating import hits_of, mean_of
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.heads import (
     check_classes,
+    check_new_head,
     collect_head_inputs,
     fitted_head,
-    head_inputs,
     output_places,
     own_places,
     predictions_of,
@@ -174,7 +174,11 @@ class Task:
     def start(self, model: nn.Module, number: int) -> nn.Module:
         """Return a copy of the model as every policy starts from it."""
         head = self.heads[number]
-        return copy_model(model) if head is None else with_head(model, self.layers.head, head)
+        copied = copy_model(model) if head is None else with_head(model, self.layers.head, head)
+        for module in copied.modules():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                module.sparse = False  # sparse gradients are of the same values, and few optimizers take them
+        return copied
 
     def places(self, number: int) -> dict[Label, int]:
         """Return which output of the starting model stands for which unknown class."""
@@ -198,13 +202,7 @@ def _starting_head(
     """Fit a new head, or return None where the model's own is no worse on the validation samples."""
     fitted = fitted_head(features[torch.from_numpy(split.train)], [labels[row] for row in split.train], classes)
     renewed = with_head(model, head, fitted)
-    with torch.no_grad():
-        n_outputs = head_inputs(renewed, head, first_samples(unknown.few().inputs, 2))[1].shape[1]
-    if n_outputs != len(classes):
-        raise UnsupportedModelError(
-            f"With a new head {head!r} for {len(classes)} classes the model returns {n_outputs} class scores. Name the "
-            "layer that makes them with head=."
-        )
+    check_new_head(renewed, head, len(classes), first_samples(unknown.few().inputs, 2))
     if own is None:
         return fitted
     validation = unknown.subset(split.validation)

@@ -20,6 +20,7 @@ from retrainscope.dryrun import first_samples
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.heads import (
     check_classes,
+    check_new_head,
     collect_head_inputs,
     fitted_head,
     output_places,
@@ -262,7 +263,9 @@ class GradientCriterion(LayerEstimator):
             fitting = np.flatnonzero(folds != held_out)
             linear = fitted_head(features[torch.from_numpy(fitting)], [labels[row] for row in fitting], classes)
             held = sample.take(np.flatnonzero(folds == held_out))
-            yield HeadedSample(with_head(model, head, linear), held, places)
+            renewed = with_head(model, head, linear)
+            check_new_head(renewed, head, len(classes), first_samples(held.batches.few().inputs, 2))
+            yield HeadedSample(renewed, held, places)
 
     def _moments(self, parts: Iterable[HeadedSample], features: Callable[[Tensor], Tensor]) -> dict[str, ClassMoments]:
         """Sum up features(gradients) of all samples for each layer, of gradients of shape (n_samples, n_parameters)."""

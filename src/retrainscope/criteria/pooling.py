@@ -36,7 +36,7 @@ def channel_axis(model: nn.Module, layer: str, shape: tuple[int, ...]) -> int | 
     int or None
         None if no module fits.
     """
-    names, modules = zip(*model.named_modules(), strict=True)
+    names, modules = zip(*model.named_modules(remove_duplicate=False), strict=True)
     end = max(i for i, name in enumerate(names) if name == layer or name.startswith(f"{layer}."))
     last = len(shape) - 1
     for module in reversed(modules[: end + 1]):

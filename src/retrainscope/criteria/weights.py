@@ -1,5 +1,6 @@
 """A published criterion on the weights alone as an estimator: which layers stand out by their singular values."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -93,7 +94,8 @@ class SpectrumSNR(LayerEstimator):
     layers_ : Layers
         The layers measured.
     ratios_ : dict of str to float
-        By the name of the weight, for all matrices of the layers.
+        By the name of the weight (of one that is parametrised, what is made from its parameters), for all matrices of
+        the layers.
 
     References
     ----------
@@ -138,8 +140,13 @@ class SpectrumSNR(LayerEstimator):
 
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         del batches  # the weights alone count
-        weights, users = dict(model.named_parameters()), _users(model)
-        owned = [name for layer in self.layers_.names for name in self.layers_.parameters[layer]]
+        self._owned = {
+            layer: [*dict.fromkeys(map(_as_computed, self.layers_.parameters[layer]))] for layer in self.layers_.names
+        }
+        owned = [name for names in self._owned.values() for name in names]
+        users = {name: model.get_submodule(name.rpartition(".")[0]) for name in owned}
+        with torch.no_grad():
+            weights = {name: getattr(users[name], name.rpartition(".")[2]) for name in owned}
         names = [name for name in owned if weights[name].ndim > 1 and weights[name].is_floating_point()]
         self._kinds = {name: _kind(users[name]) for name in names}
         ratios = in_turns("the spectra", names, lambda name: spectrum_snr(_matrix(weights[name], users[name])))
@@ -155,7 +162,7 @@ class SpectrumSNR(LayerEstimator):
             for kind in {self._kinds[name] for name in logs}
         }
         names = self.layers_.names
-        mine = {layer: [name for name in self.layers_.parameters[layer] if name in logs] for layer in names}
+        mine = {layer: [name for name in self._owned[layer] if name in logs] for layer in names}
 
         def means(values: dict[str, float]) -> Floats:
             return np.array(
@@ -190,9 +197,9 @@ class SpectrumSNR(LayerEstimator):
         )
 
 
-def _users(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the module that holds each parameter."""
-    return {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()}
+def _as_computed(name: str) -> str:
+    """Return the name of the weight that a parameter is, or that is made from it where that is parametrised."""
+    return re.sub(r"(^|\.)parametrizations\.([^.]+)\..*", r"\1\2", name)
 
 
 def _kind(module: nn.Module) -> str:
