@@ -85,7 +85,8 @@ bench-advice: $(READY)  ## hold the advice against what retraining shows, from t
 	$(BIN)/python benchmarks/advice/table.py --purpose reporting --page docs/advice.md
 
 bench-advice-again: $(READY) $(BENCH)/.ready  ## retrain and score all of it again (a day of one core), then the tables
-	rm -rf benchmarks/results/advice
+	@test -z "$$(ls benchmarks/results/advice/*.json 2> /dev/null)" || { echo "Remove the results in \
+	benchmarks/results/advice first; a run that was stopped goes on without that."; exit 1; }
 	$(BENCH)/bin/python benchmarks/advice/sweeps.py
 	$(BENCH)/bin/python benchmarks/advice/score.py
 	$(BENCH)/bin/python benchmarks/advice/score.py --purpose reporting --slow

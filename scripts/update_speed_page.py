@@ -54,11 +54,12 @@ def main(folder: Path) -> None:
 def exponents(growth: dict[str, Any]) -> list[list[str]]:
     rows = []
     for what, sizes in growth["sizes"].items():
-        slopes = [
-            float(np.polyfit(np.log(sizes[: len(times)][-LAST:]), np.log(times[-LAST:]), 1)[0])
-            for times in growth["seconds"][what].values()
-        ]
-        rows.append([what, str(sizes[0]), str(sizes[-1]), *(f"{slope:.2f}" for slope in slopes)])
+        slopes = []
+        for times in growth["seconds"][what].values():
+            tried = sizes[: len(times)]
+            slope = np.polyfit(np.log(tried[-LAST:]), np.log(times[-LAST:]), 1)[0]
+            slopes.append(f"{slope:.2f}" + ("" if tried == sizes else f" (to {tried[-1]})"))
+        rows.append([what, str(sizes[0]), str(sizes[-1]), *slopes])
     return rows
 
 

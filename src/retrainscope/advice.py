@@ -126,7 +126,7 @@ class Recommendation(Shown):
     forecast : Forecast, optional
         What retraining by every policy is expected to give, where the advice comes from one.
     reason : str
-        Why it is undecided, where that can be told; else empty.
+        Why it is undecided, and what helps; else empty.
     notes : tuple of str
         What to know about the advice.
     trial : LayerSweep, optional
@@ -182,19 +182,8 @@ class Recommendation(Shown):
     def _advice(self) -> str:
         trained = [*self.layers, *([self.head.name] if self.head.verdict == RETRAIN else [])]
         text = f"Verdict: {self.verdict}. "
-        if self.verdict == UNDECIDED and self.reason:
-            return text + self.reason
-        contradicted = [row.name for row in self.table if self._contradicted(row)]
-        if self.verdict == UNDECIDED and contradicted:
-            return text + (
-                f"The estimators contradict each other on {', '.join(contradicted)} (the table has the need by each), "
-                "which more samples do not settle: they ask different questions. Decide by one of them, or try it out."
-            )
         if self.verdict == UNDECIDED:
-            return text + (
-                "No layer's need is clearly above the threshold and at least one may be: give more samples (an "
-                "interval takes at least four of every class), or try the layers marked undecided."
-            )
+            return text + self.reason
         if not trained and self.head.verdict == UNDECIDED:
             return text + "No layer needs retraining; whether the head does cannot be told without labels."
         if not trained:
@@ -210,11 +199,6 @@ class Recommendation(Shown):
         shown = {policy: "this", HEAD: "the head alone", ALL: "everything"}
         parts = [f"{accuracy[name]:.1%} by {words}" for name, words in shown.items() if name in accuracy]
         return f"{text} Forecast accuracy: {', '.join(parts)}."
-
-    def _contradicted(self, row: LayerAdvice) -> bool:
-        """Tell whether by one estimator a layer is to be retrained, and by another to be kept."""
-        intervals = row.intervals.values()
-        return any(low > self.threshold for low, _ in intervals) and any(high < self.threshold for _, high in intervals)
 
     def verify(self, model: nn.Module, known: Any, unknown: Any, **options: Any) -> LayerSweep:
         """Retrain by every policy and by the advice, and see what the advice leaves lying.
@@ -319,7 +303,7 @@ class Recommendation(Shown):
         Raises
         ------
         ResultFormatError
-            If a class label is no string, number, boolean or None.
+            If a class label is no string, number, boolean, None or tuple of these.
         """
         save_json(self, path)
 

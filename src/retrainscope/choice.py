@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from retrainscope.forecast import Forecast
 from retrainscope.policies import NONE
 from retrainscope.scores import CONFIDENCE, TAILS
+from retrainscope.tangent import MOST_SAMPLES
 from retrainscope.trials import LayerSweep
 
 __all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose", "confirm"]
@@ -16,6 +17,7 @@ __all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose", "confirm"]
 DEFAULT_TOLERANCE = 0.01  # of the squared error: a smaller set that is no worse than that is good enough
 _DOUBTFUL = 0.02  # of the squared error: what the choice must not leave lying beyond the tolerance
 _WORTH = 0.02  # of accuracy: what retraining must gain on the model as it is
+_MANY_SAMPLES = 50  # of a class, as many as the forecast takes by default
 LEAST_SAMPLES = 5  # of a class; of samples in groups, groups
 
 
@@ -85,9 +87,15 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
         return Choice(
             None,
             f"The forecasts of the policies are too uncertain to choose between them ({forecast.n_samples} samples; "
-            f"{policy} is nearest). Give more samples, better fifty of every class.",
+            f"{policy} is nearest). {_what_helps(forecast)}",
         )
     return Choice(policy)
+
+
+def _what_helps(forecast: Forecast) -> str:
+    if forecast.smallest_class < min(_MANY_SAMPLES, MOST_SAMPLES // forecast.n_classes):
+        return "Give more samples, better fifty of every class."
+    return "It looks at no more samples than that: give a larger tolerance=, or try the policies out by sweep_layers."
 
 
 def confirm(choice: Choice, sweep: LayerSweep) -> Choice:

@@ -13,6 +13,8 @@ from retrainscope.exceptions import InvalidDataError, RetrainscopeError
 
 __all__ = ["main"]
 
+_LARGEST_SEED = 2**32 - 1  # of NumPy's and scikit-learn's generators
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="write report.html, study.json and the figures here, and keep finished "
         "seeds, so that a run that was stopped goes on"
     )  # fmt: skip
-    mnist.add_argument("--seed", type=_natural, default=0, metavar="S", help="the first seed (default: %(default)s)")
+    mnist.add_argument("--seed", type=_seed, default=0, metavar="S", help="the first seed (default: %(default)s)")
     mnist.add_argument("--seeds", type=_positive, default=3, metavar="N", help="how many seeds (default: %(default)s)")
     mnist.add_argument(
         "--full", action="store_true", help="use all of MNIST; fetched from OpenML without --mnist-folder"
@@ -102,7 +104,7 @@ def _add_vgg19(commands: Any) -> None:
         "--out", type=Path, metavar="DIR", help="write report.html, vgg19.json and the figures here, and keep finished "
         "networks, so that a run that was stopped goes on"
     )  # fmt: skip
-    vgg19.add_argument("--seed", type=_natural, default=0, metavar="S", help="of the random weights, counted up "
+    vgg19.add_argument("--seed", type=_seed, default=0, metavar="S", help="of the random weights, counted up "
                        "from here, and of the starts (default: %(default)s)")  # fmt: skip
     vgg19.add_argument("--quiet", action="store_true", help="no progress and no tables")
     vgg19.set_defaults(run=_vgg19)
@@ -146,7 +148,7 @@ def _add_recommend(commands: Any) -> None:
                            "retrained, where needs decide")  # fmt: skip
     recommend.add_argument("--batch-size", type=_positive, metavar="N")
     recommend.add_argument("--device", metavar="D", help="where to compute, e.g. cuda (default: the processor)")
-    recommend.add_argument("--seed", type=_natural, default=0, metavar="S", help="(default: %(default)s)")
+    recommend.add_argument("--seed", type=_seed, default=0, metavar="S", help="(default: %(default)s)")
     recommend.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed: json is "
                            "the document that is saved (default: %(default)s)")  # fmt: skip
     recommend.add_argument("--out", type=Path, metavar="DIR", help="write advice.json here, and advice.html if the "
@@ -177,7 +179,9 @@ def _positive(text: str) -> int:
     return _at_least(text, 1)
 
 
-def _natural(text: str) -> int:
+def _seed(text: str) -> int:
+    if text.isdecimal() and int(text) > _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"must be at most {_LARGEST_SEED}; got {text}")
     return _at_least(text, 0)
 
 
@@ -189,7 +193,9 @@ def _at_least(text: str, least: int) -> int:
 
 def _mnist(options: argparse.Namespace) -> int:
     if options.mnist_folder is not None and not options.full:
-        raise InvalidDataError("--mnist-folder is for --full, which was not given. Give both or neither.")
+        raise InvalidDataError(
+            "--mnist-folder is for --full, which was not given. Add --full, or leave --mnist-folder out."
+        )
     from retrainscope.studies.mnist.run import run_study, write_study
     from retrainscope.studies.mnist.tables import tables
 

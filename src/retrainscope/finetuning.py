@@ -180,20 +180,23 @@ def tensors_to_train(model: nn.Module, layers: Recommendation | Iterable[str]) -
 
 
 def rows_to_train(advice: Recommendation) -> list[LayerAdvice]:
-    """Return what is advised to train, the head last, or refuse advice to train nothing."""
+    """Return what is advised to train, the head last, or refuse advice to train nothing, or that is undecided."""
     rows = [row for row in advice.table if row.name in advice.layers]
     rows += [advice.head] if advice.head.verdict == RETRAIN else []
-    if not any(row.parameters for row in rows):
+    if advice.verdict == UNDECIDED or not any(row.parameters for row in rows):
         raise _nothing_to_train(advice)
     return rows
 
 
 def _nothing_to_train(layers: Recommendation | Iterable[str]) -> InvalidDataError:
-    undecided = isinstance(layers, Recommendation) and UNDECIDED in (layers.verdict, layers.head.verdict)
-    reason = "the advice is undecided" if undecided else "no layer with parameters is advised or named"
+    if isinstance(layers, Recommendation) and UNDECIDED in (layers.verdict, layers.head.verdict):
+        return InvalidDataError(
+            f"The advice is undecided, so it does not tell what to train. {layers.reason or layers.summary()} To train "
+            "all the same, name what: train_only(model, [names])."
+        )
     return InvalidDataError(
-        f"Nothing is to be trained: {reason}. Use the model as it is, or name what to train: "
-        "train_only(model, [names])."
+        "Nothing is to be trained: no layer with parameters is advised or named. Use the model as it is, or name what "
+        "to train: train_only(model, [names])."
     )
 
 

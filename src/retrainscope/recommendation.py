@@ -30,6 +30,7 @@ from retrainscope.reference import check_same_shape
 from retrainscope.saving import to_plain
 from retrainscope.scores import LayerScores
 from retrainscope.settings import listed, settings_text, told, told_apart
+from retrainscope.sources import Indexed
 from retrainscope.spread import ActivationSpread
 from retrainscope.tangent import TangentProbe
 from retrainscope.trying_out import check_trial, try_out
@@ -214,7 +215,7 @@ def recommend_layers(
     if probe is not None:  # which decides, so it comes first
         scores, costs = scores[::-1], costs[::-1]
         estimators = estimators[::-1]
-    labels, known_labels = set(scores[0].classes), set(scores[-1].known_classes)
+    labels, known_labels = {label for one in scores for label in one.classes}, set(scores[-1].known_classes)
     rules: dict[str, Any] = {
         "novel": bool(labels - known_labels) if labels and known_labels else None,
         "threshold": DEFAULT_THRESHOLD if threshold is None else float(threshold),
@@ -224,6 +225,10 @@ def recommend_layers(
         advice = combine(scores, measured, **rules)
     else:
         forecast, sweep = probe.forecast_, None
+        if forecast.n_classes < len(labels):
+            notes.append(
+                f"The forecast is of {forecast.n_classes} of the {len(labels)} unknown classes, drawn at random."
+            )
         allowed = allowed_policies(forecast, measured, limits)
         choice = choose(forecast, DEFAULT_TOLERANCE if tolerance is None else float(tolerance), allowed=allowed)
         if trial is not None and choice.policy is not None:
@@ -346,6 +351,8 @@ def _refusal(model: nn.Module, first: Batch) -> UnsupportedModelError | None:
 def _has_classes(first: Batch, batches: Batches) -> bool:
     """Tell whether data has labels of at least two classes; in all processes together."""
     seen = set(first.labels or ())
+    if len(seen) == 1 and isinstance(batches.source, Indexed):  # sorted by class, it would be read to the second
+        seen |= set(batches.subset(np.array([batches.source.n_samples - 1])).first().labels or ())
     for batch in batches if len(seen) == 1 else ():
         seen |= set(batch.labels or ())
         if len(seen) > 1:

@@ -179,7 +179,7 @@ class LayerScores(Shown):
         Raises
         ------
         ResultFormatError
-            If a class label is no string, number, boolean or None.
+            If a class label is no string, number, boolean, None or tuple of these.
         """
         save_json(self, path)
 

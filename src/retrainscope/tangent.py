@@ -32,9 +32,10 @@ from retrainscope.ridge import kernel_ridge
 from retrainscope.scores import LayerScores
 from retrainscope.shares import held, together
 
-__all__ = ["TangentProbe"]
+__all__ = ["MOST_SAMPLES", "TangentProbe"]
 
-_MOST_SAMPLES = 600  # of the unknown data: time grows with the cube of them, memory with the square
+MOST_SAMPLES = 600  # of the unknown data: time grows with the cube of them, memory with the square
+_FEWEST_SAMPLES = 10  # of a class, the fewest that the benchmark has: of many classes some are drawn instead
 
 Floats = NDArray[np.float64]
 
@@ -82,7 +83,8 @@ class TangentProbe(LayerEstimator):
     calls : {"first", "last", "sum"}, optional
         What counts of a layer that runs several times; see `find_layers`.
     samples_per_class : int
-        The most samples of a class, drawn at random; and at most 600 in all, but two of a class if there are more.
+        The most samples of a class, drawn at random; and at most 600 in all. Of more than 60 classes so many are drawn
+        at random, so that there can be ten samples of each.
     n_directions : int
         Random directions. The time grows with their number.
     max_features : int
@@ -256,7 +258,7 @@ class TangentProbe(LayerEstimator):
         groups: Sequence[Label] | NDArray[Any] | None,
     ) -> Predicted:
         """Predict every sample by the others with each set of layers; keep the forecast."""
-        chosen, labels, members = self._chosen(model, batches, groups)
+        chosen, labels, members, every_class = self._chosen(model, batches, groups)
         classes = ordered_classes(labels)
         check_classes(classes, "unknown")
         counts = np.array([labels.count(label) for label in classes], dtype=np.float64)
@@ -267,7 +269,7 @@ class TangentProbe(LayerEstimator):
         brought = scaled(kernels, self.layers_.n_parameters, np.trace(head_kernel(features)))
         bases = self._head_kernels(model, chosen, features, sets)
         left_out = kernel_ridge(brought, bases, targets, sets, groups=members)
-        own = own_places(self._n_outputs, self._known_classes, classes)
+        own = own_places(self._n_outputs, self._known_classes, every_class)  # of those that are not drawn too
         as_is = None if own is None else outputs.argmax(axis=1) == np.array([own[label] for label in labels])
         predicted = Predicted(left_out, sets, classes, targets, members, bootstrap(targets, members, rng))
         self.forecast_ = from_first("the forecast", predicted.forecast(self.layers_, as_is, self._known_accuracy))
@@ -291,8 +293,11 @@ class TangentProbe(LayerEstimator):
 
     def _chosen(
         self, model: nn.Module, batches: Batches, groups: Sequence[Label] | NDArray[Any] | None
-    ) -> tuple[Batches, list[Label], NDArray[np.int64]]:
-        """Draw samples of each class; return them, their labels in the order that they come in, and group numbers."""
+    ) -> tuple[Batches, list[Label], NDArray[np.int64], tuple[Label, ...]]:
+        """Draw samples of each class, or of some where there are many.
+
+        Return them, their labels in the order that they come in, group numbers, and all classes.
+        """
         rows, answers = dict[Label, list[int]](), self._answers(model, batches, of_model=False)
         for label, position in zip(answers.labels, answers.positions, strict=True):
             rows.setdefault(label, []).append(position)
@@ -305,13 +310,18 @@ class TangentProbe(LayerEstimator):
             )
         if n_processes() > 1:
             agree({"groups": digest_of([], list(named))})
-        most = min(self.samples_per_class, max(2, _MOST_SAMPLES // len(rows)))
-        rng = np.random.default_rng(self._seed)
+        every_class, rng = tuple(rows), np.random.default_rng(self._seed)
+        most_classes = MOST_SAMPLES // min(_FEWEST_SAMPLES, self.samples_per_class)
+        if len(rows) > most_classes:
+            kept = set(rng.choice(len(rows), most_classes, replace=False).tolist())
+            rows = {label: mine for place, (label, mine) in enumerate(rows.items()) if place in kept}
+        most = min(self.samples_per_class, MOST_SAMPLES // len(rows))
         drawn = {p: label for label, mine in rows.items() for p in rng.permutation(mine)[:most].tolist()}
         positions = sorted(drawn)
         numbers: dict[Label, int] = {}
         members = np.array([numbers.setdefault(named[position], len(numbers)) for position in positions])
-        return held(batches.subset(np.array(positions))), [drawn[position] for position in positions], members
+        labels = [drawn[position] for position in positions]
+        return held(batches.subset(np.array(positions))), labels, members, every_class
 
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""

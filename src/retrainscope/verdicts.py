@@ -66,7 +66,7 @@ def combine(
         head_verdict = UNDECIDED
     else:
         head_verdict = KEEP
-    return _recommendation(
+    advice = _recommendation(
         scores,
         layers,
         verdicts=verdicts,
@@ -78,6 +78,7 @@ def combine(
         estimators=estimators,
         judged=scores,
     )
+    return replace(advice, reason=_reason(advice, one_sided)) if advice.verdict == UNDECIDED else advice
 
 
 def advise(
@@ -197,6 +198,30 @@ def _recommendation(
             **{name: importlib.metadata.version(name) for name in ("retrainscope", "torch", "numpy", "scikit-learn")},
             "python": platform.python_version(),
         },
+    )
+
+
+def _reason(advice: Recommendation, one_sided: bool) -> str:
+    """Say why needs leave it undecided, and what helps."""
+    threshold = advice.threshold
+    contradicted = [
+        row.name
+        for row in advice.table
+        if {KEEP, RETRAIN} <= {_verdict(np.array(interval), threshold) for interval in row.intervals.values()}
+    ]
+    if contradicted:
+        return (
+            f"The estimators contradict each other on {', '.join(contradicted)} (the table has the need by each), "
+            "which more samples do not settle: they ask different questions. Decide by one of them, or try it out."
+        )
+    if one_sided and all(row.interval[1] < threshold for row in advice.table):
+        return (
+            "No layer's need is high, but where nothing tells two classes apart a low one does not show that a layer "
+            "can be kept. Give labels of at least two classes on both sides, a few samples of each, or try it out."
+        )
+    return (
+        "No layer's need is clearly above the threshold and at least one may be: give more samples (an interval takes "
+        "at least four of every class), or try the layers marked undecided."
     )
 
 

@@ -73,8 +73,14 @@ def load_data(
     if not path.is_dir():
         return _arrays(path, name, samples, seed, groups)
     if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        raise InvalidDataError(f"{path} holds the splits {', '.join(splits)}. Give one of them: {path / splits[0]}.")
+        try:
+            splits = [str(split) for split in json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]]
+            first = splits[0]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataUnavailableError(
+                f"{path / 'dataset_dict.json'} is damaged ({reason_of(error)}). Save the dataset again."
+            ) from error
+        raise InvalidDataError(f"{path} holds the splits {', '.join(splits)}. Give one of them: {path / first}.")
     if (path / "dataset_info.json").exists():
         return _saved_dataset(path, name, samples, seed, groups)
     if image_transform is None:

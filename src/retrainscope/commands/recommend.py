@@ -69,8 +69,9 @@ def run(options: argparse.Namespace) -> int:
             with_page = _checked(options)
             advice = _advice(options)
             document = _document(advice)
-            if options.out is not None:
-                _write(advice, document, options, with_page)
+        _print(document.rstrip("\n") if options.format == "json" else str(advice))
+        if options.out is not None:  # after it is printed, so that it is not lost where it cannot be written
+            _write(advice, document, options, with_page)
     except KeyboardInterrupt:
         kept = "nothing is written" if options.checkpoint is None else f"what is finished is in {options.checkpoint}"
         print(f"retrainscope: interrupted; {kept}.", file=sys.stderr)
@@ -79,10 +80,12 @@ def run(options: argparse.Namespace) -> int:
         if options.debug:
             traceback.print_exc()
         raise
-    text = document.rstrip("\n") if options.format == "json" else str(advice)
-    encoding = sys.stdout.encoding or "utf-8"  # which may lack the letters of a layer's name
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
     return 0
+
+
+def _print(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"  # which may lack the letters of a layer's name
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _checked(options: argparse.Namespace) -> bool:
@@ -197,8 +200,8 @@ def _document(advice: Recommendation) -> str:
 def _write(advice: Recommendation, document: str, options: argparse.Namespace, with_page: bool) -> None:
     file, page = options.out / _JSON, options.out / _PAGE
     try:
-        page.unlink(missing_ok=True)  # an older one must not stand beside this advice
         write_text(file, document)
+        page.unlink(missing_ok=True)  # an older one must not stand beside this advice
         if with_page:
             advice.report(page, title=f"Advice for {options.model}")
     except OSError as error:

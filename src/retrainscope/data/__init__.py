@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from retrainscope.exceptions import DataUnavailableError
+from retrainscope.exceptions import DataUnavailableError, InvalidDataError
 
 __all__ = ["Mnist", "load_mnist", "read_idx"]
 
@@ -58,6 +58,8 @@ def load_mnist(*, full: bool = False, folder: str | Path | None = None) -> Mnist
 
     Raises
     ------
+    InvalidDataError
+        If a folder is given without ``full=True``.
     DataUnavailableError
         If a file is missing or damaged, or OpenML cannot be reached.
 
@@ -69,7 +71,7 @@ def load_mnist(*, full: bool = False, folder: str | Path | None = None) -> Mnist
     """
     if not full:
         if folder is not None:
-            raise ValueError("The 'folder' parameter is for the whole set: pass full=True with it.")
+            raise InvalidDataError("The 'folder' parameter is for the whole set: pass full=True with it.")
         sample = importlib.resources.files("retrainscope.data") / "mnist-sample.npz"
         with sample.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _as_mnist(*(arrays[name] for name in Mnist._fields))
@@ -147,7 +149,8 @@ def _fetch() -> Mnist:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns at every retry; what comes of them is said below
-            images, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
+            # By the parser that does without pandas.
+            images, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:
         raise DataUnavailableError(
             f"MNIST could not be fetched from OpenML ({error}). Without a network, put the four "
