@@ -192,8 +192,9 @@ def test_whole_set_is_read_from_a_folder(tmp_path):
 def test_whole_set_is_fetched_and_split(monkeypatch):
     """What OpenML gives is split into the first 60,000 for training and the rest for testing."""
 
-    def fetch(name, *, version, return_X_y, as_frame):
+    def fetch(name, *, version, return_X_y, as_frame, parser):
         assert (name, version, return_X_y, as_frame) == ("mnist_784", 1, True, False)
+        assert parser == "liac-arff"  # the other needs pandas, which is no dependency
         images = np.zeros((60_003, 784))
         images[60_000:] = 255
         return images, np.array(["7"] * 60_000 + ["1", "2", "3"], dtype=object)

@@ -427,11 +427,13 @@ EXPORTERS = {
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize(("head", "reason"), [("keep", "no layer with"), ("undecided", "the advice is undecided")])
+@pytest.mark.parametrize(
+    ("head", "reason"), [("keep", "Nothing is to be trained: no layer with"), ("undecided", "The advice is undecided")]
+)
 def test_nothing_to_train(exporter, head, reason):
     """Advice that trains nothing is refused at once, and where it is undecided the message says that."""
     model, rec = block_net((), head)
-    with pytest.raises(InvalidDataError, match=rf"Nothing is to be trained: {reason}.*train_only\(model, "):
+    with pytest.raises(InvalidDataError, match=rf"{reason}.*train_only\(model, "):
         EXPORTERS[exporter](rec, model)
 
 

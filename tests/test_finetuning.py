@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import content_of, model_state, needs_pieces
+from helpers import content_of, model_state, needs_pieces, unchanged
 from networks import classifier, samples
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,7 +34,7 @@ def normed() -> nn.Sequential:
 def advice(model: nn.Module, *, layers: tuple[str, ...] = (), head: str = "retrain") -> rs.Recommendation:
     """Return advice to retrain these layers of the model."""
     rec = rs.recommend_layers(model, samples(), samples(classes=(5, 6), seed=1), random_state=0)
-    return replace(rec, layers=layers, head=replace(rec.head, verdict=head))
+    return replace(rec, layers=layers, head=replace(rec.head, verdict=head), verdict="middle" if layers else "head")
 
 
 def train(model: nn.Module, parameters: list[nn.Parameter], *, steps: int = 3) -> None:
@@ -283,12 +283,26 @@ def test_loaded_advice_works(tmp_path):
         assert [id(p) for p in first] == [id(p) for p in second]
 
 
+def test_an_undecided_advice_trains_nothing():
+    """Where the forecast does not decide it, not even the new head is trained alone, which was seldom enough."""
+    model = classifier()
+    few = samples(6, classes=(5, 6), seed=1)
+    rec = rs.recommend_layers(model, samples(), few, random_state=0)
+    assert (rec.verdict, rec.head.verdict) == ("undecided", "retrain")
+    message = r"undecided, so it does not tell what to train\. A class of the unknown data has 3 independent samples"
+    for act in (rs.freeze_rest, rs.param_groups):
+        with unchanged(model), pytest.raises(InvalidDataError, match=message):
+            act(model, rec, **({"lr": 0.1} if act is rs.param_groups else {}))
+    with rs.train_only(model, [rec.head.name]) as parameters:
+        assert len(parameters) == 2
+
+
 def test_an_undecided_advice_is_not_called_keep():
     """Where the advice is undecided, the error says that, and how to train all the same."""
     model = classifier()
     rec = rs.recommend_layers(model, samples(400)[0], samples(400, seed=1)[0], random_state=0)
     with (
-        pytest.raises(InvalidDataError, match=r"the advice is undecided.*train_only\(model, "),
+        pytest.raises(InvalidDataError, match=r"The advice is undecided.*train_only\(model, "),
         rs.train_only(model, rec),
     ):
         pass

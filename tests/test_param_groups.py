@@ -192,7 +192,9 @@ def test_layers_that_cannot_be_trained():
         InvalidDataError, match="Nothing is to be trained: no layer with parameters is advised or named"
     ):
         rs.param_groups(model, replace(advice(model, head="keep"), verdict="none"), 0.1)
-    with pytest.raises(InvalidDataError, match="Nothing is to be trained: the advice is undecided"):
+    with pytest.raises(
+        InvalidDataError, match="The advice is undecided, so it does not tell what to train. To train all"
+    ):
         rs.param_groups(model, replace(advice(model, head="keep"), verdict="undecided"), 0.1)
     with pytest.raises(LayerNotFoundError, match=r"for another model: it names the layers '4', '6', whose parameters"):
         rs.param_groups(model[:3], advice(model, _0=0.1, _4=0.1), 0.1)

@@ -590,3 +590,31 @@ def test_layers_that_change_nothing():
     model = nn.Sequential(nn.Linear(4, 6), Apply(lambda x: x.detach()), nn.Linear(6, 3))
     with pytest.raises(InvalidDataError, match="nothing can be forecast"):
         rs.TangentProbe(model, random_state=0).fit(samples()).forecast(samples())
+
+
+def test_many_classes_are_drawn_from():
+    """Of more than 60 classes ten samples each of 60 are looked at, and the result says so; what fits is as it was."""
+    torch.manual_seed(0)
+    y = torch.arange(1600) % 80
+    X = torch.randn(1600, 4) + 3 * torch.randn(80, 4, generator=torch.Generator().manual_seed(1))[y]
+    model, known = classifier(), samples()
+    probe = rs.TangentProbe(model, random_state=0, progress=False).fit(known)
+    forecast = probe.forecast((X, y + 100))
+    assert (forecast.n_samples, forecast.n_classes, forecast.smallest_class) == (600, 60, 10)
+    again = rs.TangentProbe(model, random_state=0, progress=False, samples_per_class=5).fit(known)
+    assert again.forecast((X, y + 100)).n_classes == 80
+    rec = rs.recommend_layers(model, known, (X, y + 100), random_state=0, progress=False)
+    assert "The forecast is of 60 of the 80 unknown classes, drawn at random." in rec.notes
+    np.testing.assert_array_equal(rec.forecast.error, forecast.error)
+
+
+def test_novel_classes_that_are_not_drawn_count():
+    """A model cannot be used as it is where a class is new to it, drawn or not."""
+    torch.manual_seed(0)
+    y = torch.arange(700) % 70
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 70))
+    known = torch.randn(700, 4), y
+    for last, expected in ((69, True), (70, False)):
+        labels = torch.where(y == 69, last, y)
+        rec = rs.recommend_layers(model, known, (torch.randn(700, 4), labels), random_state=0, progress=False)
+        assert ("none" in rec.forecast.policies) == expected

@@ -183,17 +183,17 @@ def rows_to_train(advice: Recommendation) -> list[LayerAdvice]:
     """Return what is advised to train, the head last, or refuse advice to train nothing, or that is undecided."""
     rows = [row for row in advice.table if row.name in advice.layers]
     rows += [advice.head] if advice.head.verdict == RETRAIN else []
-    if advice.verdict == UNDECIDED or not any(row.parameters for row in rows):
+    undecided = advice.verdict == UNDECIDED and not advice.layers
+    if undecided or not any(row.parameters for row in rows):
         raise _nothing_to_train(advice)
     return rows
 
 
 def _nothing_to_train(layers: Recommendation | Iterable[str]) -> InvalidDataError:
     if isinstance(layers, Recommendation) and UNDECIDED in (layers.verdict, layers.head.verdict):
-        return InvalidDataError(
-            f"The advice is undecided, so it does not tell what to train. {layers.reason or layers.summary()} To train "
-            "all the same, name what: train_only(model, [names])."
-        )
+        undecided = "The advice is undecided, so it does not tell what to train."
+        all_the_same = "To train all the same, name what: train_only(model, [names])."
+        return InvalidDataError(" ".join(filter(None, [undecided, layers.reason, all_the_same])))
     return InvalidDataError(
         "Nothing is to be trained: no layer with parameters is advised or named. Use the model as it is, or name what "
         "to train: train_only(model, [names])."
