@@ -29,7 +29,8 @@ def advice(model: nn.Module, *, head: str = "retrain", **needs: float) -> rs.Rec
     by_name = {name.removeprefix("_"): need for name, need in needs.items()}
     table = tuple(replace(row, need=by_name.get(row.name, row.need)) for row in rec.table)
     layers = tuple(row.name for row in table if row.name in by_name)
-    return replace(rec, layers=layers, table=table, head=replace(rec.head, verdict=head))
+    head_row = replace(rec.head, verdict=head)
+    return replace(rec, layers=layers, table=table, head=head_row, verdict="middle" if layers else "head")
 
 
 def rates(groups: list[dict[str, object]]) -> dict[str, float]:
@@ -192,9 +193,7 @@ def test_layers_that_cannot_be_trained():
         InvalidDataError, match="Nothing is to be trained: no layer with parameters is advised or named"
     ):
         rs.param_groups(model, replace(advice(model, head="keep"), verdict="none"), 0.1)
-    with pytest.raises(
-        InvalidDataError, match="The advice is undecided, so it does not tell what to train. To train all"
-    ):
+    with pytest.raises(InvalidDataError, match="The advice is undecided, so it does not tell what to train"):
         rs.param_groups(model, replace(advice(model, head="keep"), verdict="undecided"), 0.1)
     with pytest.raises(LayerNotFoundError, match=r"for another model: it names the layers '4', '6', whose parameters"):
         rs.param_groups(model[:3], advice(model, _0=0.1, _4=0.1), 0.1)
