@@ -132,7 +132,7 @@ def test_sketch_is_unbiased():
     """
     rows = torch.randn(5, 300, dtype=torch.float64)
     rows /= rows.norm(dim=1, keepdim=True)
-    sketched = torch.stack([_folded([rows], 64, partial(random_signs, seed=seed)) for seed in range(400)])
+    sketched = torch.stack([_folded(rows, 64, partial(random_signs, seed=seed)) for seed in range(400)])
     assert sketched.shape == (400, 5, 64)
     products = sketched @ sketched.transpose(1, 2)
     np.testing.assert_allclose(products.mean(dim=0), rows @ rows.T, atol=0.036)
@@ -143,7 +143,7 @@ def test_sketch_is_unbiased():
 def test_a_small_layer_is_not_sketched():
     """Up to the limit gradients are exact, in their own order."""
     rows = torch.randn(3, 64)
-    assert torch.equal(_folded([rows], 64, partial(random_signs, seed=0)), rows)
+    assert torch.equal(_folded(rows, 64, partial(random_signs, seed=0)), rows)
 
 
 def test_kernel_of_a_large_layer_is_close_to_exact():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial, reduce
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,7 @@ class _Sketch:
                 found = self._by_rule(along, calls, place, check=check and place == 0)
                 others = self._one_by_one(inputs, n_samples, direction)
                 for number, (layer, names) in enumerate(self.layers.items()):
-                    rows = [*(found[name] for name in names), others[layer]]
+                    rows = torch.cat([*(found[name] for name in names), others[layer]], dim=1)
                     signs = partial(self.signs, place=place, number=number)
                     parts[layer].append(_folded(rows, self.max_features, signs))
         return {layer: torch.cat(rows, dim=1) for layer, rows in parts.items()}
@@ -326,21 +326,15 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         raise _UnlikeError(unlike)
 
 
-def _folded(parts: Sequence[Tensor], most: int, signs: Callable[[int], Tensor]) -> Tensor:
-    """Add up features of shape (n_samples, ...), side by side, with random signs, to at most so many."""
-    n_features = sum(part.shape[1] for part in parts)
-    # In half precision sums overflow.
-    dtype = reduce(torch.promote_types, (part.dtype for part in parts), torch.float32)
+def _folded(rows: Tensor, most: int, signs: Callable[[int], Tensor]) -> Tensor:
+    """Add up features of shape (n_samples, n_features), each with a random sign, to no more than that."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # half precision overflows in sums
+    n_samples, n_features = rows.shape
     if n_features <= most:
-        return torch.cat([*parts], dim=1).to(dtype)
-    folded, signed = parts[0].new_zeros(len(parts[0]), most, dtype=dtype), signs(n_features).to(dtype)
-    place = 0
-    for part in parts:  # piece by piece: the features of all samples are far more than fits a processor's cache
-        first = most - place % most
-        for piece in (part[:, :first], *torch.split(part[:, first:], most, dim=1)):
-            width, column = piece.shape[1], place % most
-            folded[:, column : column + width].addcmul_(piece.to(dtype), signed[place : place + width])
-            place += width
+        return rows
+    signed, whole = rows * signs(n_features), n_features - n_features % most
+    folded = signed[:, :whole].view(n_samples, -1, most).sum(dim=1)
+    folded[:, : n_features - whole] += signed[:, whole:]
     return folded
 
 
