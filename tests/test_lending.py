@@ -237,13 +237,22 @@ def test_the_same_device_gets_the_model_itself(device):
 def test_model_that_cannot_be_copied_is_refused():
     """A model that cannot be copied is refused with the reason and what to do, and is given back."""
     model = small_mlp()
-    model.cache = model[0].weight * 2
+    model.cache = [model[0].weight * 2]
     message = r"The model cannot be copied \(.*graph.*\)\. Remove non-parameter tensors .* leave device= out"
     with unchanged(model), pytest.raises(UnsupportedModelError, match=message), borrow(model, device="meta"):
         pass
     with pytest.raises(UnsupportedModelError, match="The model cannot be copied") as caught:
         copy_model(model)
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_what_a_module_has_computed_is_copied_as_it_is():
+    """A tensor with a graph that a module keeps is copied without it, so that the model can be copied at all."""
+    model = small_mlp()
+    model.cache = model[0].weight * 2
+    copied = copy_model(model)
+    assert torch.equal(copied.cache, model.cache)
+    assert not copied.cache.requires_grad
 
 
 def test_copy_is_equal_and_apart():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from forecasts import forecast_of
-from helpers import Counted, Read, unchanged
+from helpers import Apply, Counted, Read, unchanged
 from networks import Failing, TokenNet, classifier, samples
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -937,3 +937,47 @@ def test_an_estimator_that_was_fitted_before_is_fitted_again():
     recs = [rs.recommend_layers(model, known, unknown, estimators=[one], random_state=0) for one in (used, fresh)]
     assert str(recs[0]) == str(recs[1])
     assert recs[0].scores[0].known_classes == recs[1].scores[0].known_classes
+
+
+def test_layers_may_be_a_generator():
+    """Layers that can be gone through once are named to both estimators."""
+    model = classifier()
+    names = (name for name in ("0", "2"))
+    found = rs.recommend_layers(model, samples(), samples(classes=(5, 6), seed=1), layers=names, random_state=0)
+    assert [row.name for row in found.table] == ["0", "2"]
+
+
+def test_images_of_bytes_are_refused_before_the_model_is_run():
+    """What goes into the model must be floating-point numbers, and that is said in our words."""
+    X, y = torch.randint(0, 255, (40, 4), dtype=torch.uint8), [0, 1] * 20
+    with pytest.raises(InvalidDataError, match=r"must be floating-point numbers. Got torch.uint8 instead"):
+        rs.recommend_layers(classifier(), (X, y), (X, y), random_state=0)
+
+
+def test_a_batch_of_one_that_loses_its_axis():
+    """Where a last batch alone gives no class scores, there is no forecast, and the spread decides."""
+    model = nn.Sequential(*classifier(), Apply(lambda x: x.squeeze(0)))
+    known, unknown = samples(33), samples(40, seed=1)
+    rec = rs.recommend_layers(model, known, unknown, batch_size=32, random_state=0)
+    assert rec.forecast is None
+    assert rec.notes[0].startswith("There is no forecast: The model must return one row of class scores a sample")
+    # of as many that are drawn too: the gradients are computed 32 at a time
+    rec = rs.recommend_layers(model, samples(40), samples(33, seed=1), batch_size=64, random_state=0)
+    assert (rec.forecast is None) == bool(rec.notes)
+
+
+def test_a_budget_is_refused_after_the_first_pass():
+    """What the head alone takes is known as soon as its layers are: no forecast is made for nothing."""
+    unknown = Read(*samples(40, seed=1))
+    with pytest.raises(InvalidDataError, match=r"leaves nothing to train: the head alone takes"):
+        rs.recommend_layers(classifier(), samples(), unknown, budget={"parameters": 0.001}, random_state=0)
+    assert unknown.times.sum() <= 5
+
+
+def test_data_sorted_by_class_is_not_read_to_the_second():
+    """Whether there are two classes is asked of the last sample too, before all are gone through."""
+    X, y = samples(60)
+    order = np.argsort(y, kind="stable")
+    unknown = Read(X[order], torch.tensor(y)[order])
+    rs.recommend_layers(classifier(), samples(), unknown, random_state=0)
+    assert unknown.times[5:59].unique().tolist() == [2]  # by the spread, and by what is drawn of them

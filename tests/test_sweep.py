@@ -32,7 +32,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import retrainscope as rs
+from retrainscope import criteria
 from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
+from retrainscope.sweep_task import Options, _split
 
 # Policies
 
@@ -594,7 +596,7 @@ def test_models_that_a_new_head_does_not_fit(model, message):
     assert recorder.made == []
 
 
-@pytest.mark.parametrize("model", [convolutional(), PerPlace(), Aliased()], ids=["convolution", "per place", "alias"])
+@pytest.mark.parametrize("model", [convolutional(), PerPlace()], ids=["convolution", "per place"])
 def test_a_head_that_cannot_be_replaced_is_trained_further(model):
     """For known classes a head of any kind will do: it is kept, and trained."""
     recorder = Recorder()
@@ -822,9 +824,41 @@ def test_embeddings_of_sparse_gradients():
     sparse, dense = Numbered(sparse=True), Numbered()
     assert_same(swept(sparse), swept(dense))
     known, unknown = samples(), samples(classes=("a", "b", "c"), seed=1)
-    for kind in (rs.TangentProbe, rs.criteria.EmpiricalFisher, rs.criteria.RelativeGradientNorm):
+    for kind in (rs.TangentProbe, criteria.EmpiricalFisher, criteria.RelativeGradientNorm):
         needs = [
             kind(model, random_state=0, progress=False).fit(known).score_layers(unknown).values
             for model in (sparse, dense)
         ]
         np.testing.assert_allclose(*needs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_test", [False, True])
+def test_groups_are_held_out_whole(with_test):
+    """No group is trained on and validated or tested on; without groups, samples are dealt as ever."""
+    X, y = samples(90, classes=("a", "b", "c"), seed=1)
+    groups = [f"{label}{place // 9}" for place, label in enumerate(y)]
+    options = {"test": samples(30, classes=("a", "b", "c"), seed=2)} if with_test else {}
+    sweep = swept(unknown=(X, y), groups=groups, n_seeds=2, **options)
+    assert sum(sweep.n_samples[:2]) + (0 if with_test else sweep.n_samples[2]) == 90
+    shares = Options(4, 32, (1e-2,), torch.optim.Adam, 1, 0.2, None if with_test else 0.3)
+    for seed in range(5):
+        split = _split(y, groups, ("a", "b", "c"), shares, np.random.default_rng(seed))
+        parts = [
+            {groups[row] for row in part}
+            for part in (split.train, split.validation, *([] if with_test else [split.test]))
+        ]
+        assert all(parts)
+        assert sum(map(len, parts)) == len(set(groups))
+        single = _split(y, range(90), ("a", "b", "c"), shares, np.random.default_rng(seed))
+        assert [len(part) for part in (single.train, single.validation)] == ([72, 18] if with_test else [51, 12])
+
+
+def test_too_few_groups_to_hold_out():
+    """A class of two groups cannot be trained on, validated and tested: that is said, with how many there are."""
+    X, y = samples(60, classes=("a", "b"), seed=1)
+    groups = [f"{label}{place // 30}" for place, label in enumerate(y)]
+    message = r"class 'a' has 30 samples in 2 groups: with 4 to validate and 9 to test none is left.*at least 3 groups"
+    with pytest.raises(InvalidDataError, match=message):
+        swept(unknown=(X, y), groups=groups)
+    with pytest.raises(InvalidDataError, match="must have one entry for each of the 60 samples of the unknown data"):
+        swept(unknown=(X, y), groups=groups[:9])

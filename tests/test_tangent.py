@@ -209,7 +209,14 @@ def test_groups_follow_the_samples_that_are_drawn():
 
 
 @pytest.mark.parametrize(
-    ("groups", "got"), [([0, 1], "2 entries"), ("video", "5 entries"), (7, "int"), (np.arange(33), "33 entries")]
+    ("groups", "got"),
+    [
+        ([0, 1], "2 entries"),
+        ("video", "str"),
+        ([[0], [1]] * 16, r"must be a number, a string or the like. Got \[0\]"),
+        (7, "int"),
+        (np.arange(33), "33 entries"),
+    ],
 )
 def test_groups_that_do_not_fit(groups, got):
     """Groups must be as many as the samples, each with its own entry."""
@@ -588,8 +595,12 @@ def test_a_forecast_needs_fit():
 def test_layers_that_change_nothing():
     """Where no layer's weights reach the head there is nothing to forecast, and that is said."""
     model = nn.Sequential(nn.Linear(4, 6), Apply(lambda x: x.detach()), nn.Linear(6, 3))
-    with pytest.raises(InvalidDataError, match="nothing can be forecast"):
+    with pytest.raises(UnsupportedModelError, match="nothing can be forecast"):
         rs.TangentProbe(model, random_state=0).fit(samples()).forecast(samples())
+    rec = rs.recommend_layers(model, samples(), samples(seed=1), random_state=0)
+    assert rec.forecast is None
+    assert rec.notes[0].startswith("There is no forecast: No layer's weights change")
+    assert [one.estimator for one in rec.scores] == ["ActivationSpread"]
 
 
 def test_many_classes_are_drawn_from():
@@ -618,3 +629,65 @@ def test_novel_classes_that_are_not_drawn_count():
         labels = torch.where(y == 69, last, y)
         rec = rs.recommend_layers(model, known, (torch.randn(700, 4), labels), random_state=0, progress=False)
         assert ("none" in rec.forecast.policies) == expected
+
+
+class Restless(torch.utils.data.Sampler):
+    """Draws an order of its own at every pass, from a generator that nobody else knows."""
+
+    def __init__(self, n):
+        self.n, self.rng = n, np.random.default_rng(0)
+
+    def __len__(self):
+        return self.n
+
+    def __iter__(self):
+        return iter(self.rng.permutation(self.n).tolist())
+
+
+def numbered_data(n=40):
+    """Return a data set whose labels are its places' parities."""
+    X, y = samples(n)
+    return TensorDataset(X, torch.tensor(y))
+
+
+def test_another_order_at_every_pass_is_refused():
+    """Labels of one pass are not brought together with samples of another."""
+    data = numbered_data()
+    loader = DataLoader(data, 8, sampler=Restless(len(data)))
+    with pytest.raises(InvalidDataError, match="comes in another order at every pass, so that labels and samples"):
+        rs.TangentProbe(classifier(), random_state=0).fit(samples()).forecast(loader)
+    for same in (DataLoader(data, 8, shuffle=True), DataLoader(data, 8)):
+        rs.TangentProbe(classifier(), random_state=0).fit(samples()).forecast(same)
+
+
+def test_groups_of_a_loader_that_shuffles_are_refused():
+    """Groups in the order of the data set are not those of a loader that has another; tensors one by one are values."""
+    data, groups = numbered_data(), torch.arange(40) // 4
+    probe, message = rs.TangentProbe(classifier(), random_state=0).fit(samples()), "which the sampler of the unknown"
+    for loader in (
+        DataLoader(data, 8, shuffle=True),
+        DataLoader(data, batch_sampler=DataLoader(data, 8, shuffle=True).batch_sampler),
+    ):
+        with pytest.raises(InvalidDataError, match=message):
+            probe.forecast(loader, groups=groups)
+    expected = probe.forecast(data, groups=groups)
+    for same in ([*groups], [*groups.numpy()], groups.tolist()):
+        np.testing.assert_array_equal(probe.forecast(data, groups=same).draws, expected.draws)
+    np.testing.assert_array_equal(probe.forecast(DataLoader(data, 8), groups=groups).error, expected.error)
+
+
+def test_a_small_last_batch_does_not_count_as_a_whole_one(monkeypatch):
+    """Statistics are renewed from batches of about equal size, where the last would be a small one."""
+    sizes = []
+
+    def noted(x):
+        if model[1].training:
+            sizes.append(len(x))
+        return x
+
+    model = nn.Sequential(Apply(noted), nn.BatchNorm1d(4), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    for n, expected in ((34, {17}), (40, {16, 24}), (48, {24}), (20, {20})):
+        sizes.clear()
+        probe = rs.TangentProbe(model, layers=["2"], random_state=0, batch_size=24).fit(samples())
+        probe.forecast(samples(n, seed=1), policies=[["2"]])
+        assert set(sizes) <= expected

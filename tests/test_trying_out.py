@@ -118,3 +118,18 @@ def test_a_trial_takes_options_of_a_sweep(trial):
     message = r"'trial' parameter must be a mapping of options of sweep_layers: steps, batch_size, .*Got"
     with pytest.raises(InvalidDataError, match=message):
         rs.recommend_layers(classifier(), samples(), samples(), trial=trial)
+
+
+@pytest.mark.parametrize(
+    ("trial", "message"),
+    [
+        (True, "must be a mapping of options of sweep_layers"),
+        ([], "must be a mapping of options of sweep_layers"),
+        ({"steps": 0}, "'steps'"),
+        ({"learning_rates": 1e-3}, "'learning_rates' parameter must be a sequence"),
+    ],
+)
+def test_trials_that_cannot_be(trial, message):
+    """What a sweep would refuse is refused before any work."""
+    with pytest.raises(InvalidDataError, match=message):
+        rs.recommend_layers(classifier(), samples(), samples(classes=(5, 6), seed=1), trial=trial, random_state=0)

@@ -42,6 +42,11 @@ class Answers:
         self._forget()
         self._data = (batches.name, batches.seed)
 
+    def give_up(self) -> None:
+        """Forget a pass in which the model's answers are no class scores: whoever needs them makes one and says so."""
+        self._forget()
+        self._data = None
+
     def are_of(self, batches: Batches) -> bool:
         """Tell whether a pass over this data was noted, with its samples in the same order."""
         return self._data == (batches.name, batches.seed)

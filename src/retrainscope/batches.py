@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from retrainscope.checks import all_finite
@@ -143,8 +143,7 @@ class Batches:
     def n_batches(self) -> int | None:
         """The number of batches of one pass over all, or None where it is not known before."""
         if isinstance(self.source, Indexed):
-            n = self.source.n_samples if self.chosen is None else len(self.chosen)
-            return -(-n // self.batch_size)
+            return -(-(self.n_samples or 0) // self.batch_size)
         try:
             return len(self.source) * (n_processes() if self.distributed else 1)  # type: ignore[arg-type]
         except TypeError:
@@ -158,9 +157,25 @@ class Batches:
         finally:
             iterator.close()  # type: ignore[attr-defined]
 
+    @property
+    def n_samples(self) -> int | None:
+        """How many samples there are; None where that is not known before."""
+        if not isinstance(self.source, Indexed):
+            return None
+        return self.source.n_samples if self.chosen is None else len(self.chosen)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether samples come in another order than that of the data set, as a loader may have them."""
+        if not isinstance(self.source, DataLoader) or isinstance(self.source.dataset, IterableDataset):
+            return False
+        sampler = getattr(self.source.batch_sampler, "sampler", self.source.sampler)
+        return not isinstance(sampler, SequentialSampler)
+
     def few(self) -> Batch:
         """Return the first few samples, for a dry run and for the shapes; where it can be indexed no more are read."""
-        return (replace(self, batch_size=min(self.batch_size, _FEW)) if self.indexed else self).first()
+        first = (replace(self, batch_size=min(self.batch_size, _FEW)) if self.indexed else self).first()
+        return first.take(np.arange(_FEW)) if len(first) > _FEW else first
 
     def subset(self, positions: NDArray[np.int64], *, order_seed: int | None = None) -> "Batches":
         """Return only the samples at these positions; with a seed, in random order if that can be."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrainscope.batches import Inputs
-from retrainscope.exceptions import InvalidDataError, NonFiniteError
+from retrainscope.exceptions import NonFiniteError, UnsupportedModelError
 from retrainscope.heads import head_inputs
 
 __all__ = ["Body", "check_finite", "draw_directions", "head_kernel", "scaled"]
@@ -63,5 +63,8 @@ def scaled(kernels: Mapping[str, Floats], n_parameters: Mapping[str, int], head:
         adapted[name] = kernel / np.sqrt(mean_square) if mean_square > 0 else kernel
     mean = np.mean([np.trace(kernel) for kernel in adapted.values()])
     if not mean > 0:
-        raise InvalidDataError("No layer's weights change what goes into the head: nothing can be forecast.")
+        raise UnsupportedModelError(
+            "No layer's weights change what goes into the head, so that nothing can be forecast. Should layers below "
+            "the head run under torch.no_grad() or be detached, let them take part in gradients."
+        )
     return {name: kernel * (_LAYER_SCALE * head / mean) for name, kernel in adapted.items()}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from retrainscope.exceptions import UnsupportedModelError
@@ -79,6 +79,8 @@ def borrow(
         try:
             for module in model.modules():
                 module.training = False
+                # What module.compile() made passes over hooks that come later; it is there again at the end.
+                module._compiled_call_impl = None
             for parameter in model.parameters():
                 parameter.grad = None  # what accumulates in place must not reach the owner's gradient
             # A tensor tells which of several devices "cuda" means.
@@ -116,9 +118,14 @@ def seed_of(random_state: int | np.random.RandomState | None) -> int:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Copy a model, or say why it cannot be copied."""
+    """Copy a model, or say why it cannot be copied.
+
+    What a module has computed from its parameters and keeps (a weight of `weight_norm`, say) is copied as it is.
+    """
+    held = [value for module in model.modules() for value in vars(module).values()]
+    computed = [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
     except Exception as error:
         raise UnsupportedModelError(
             f"The model cannot be copied ({error}). Remove non-parameter tensors that carry a gradient "

@@ -1,6 +1,6 @@
 """Samples predicted by the others with each set of layers: the forecast and the scores that come of it."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrainscope.batches import Label
+from retrainscope.batches import Batches, Label
 from retrainscope.comparing import N_RESAMPLES
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.forecast import Forecast
@@ -91,18 +91,42 @@ class Predicted:
         )
 
 
-def checked_groups(groups: Sequence[Label] | NDArray[Any] | None, n_samples: int) -> Sequence[Label]:
-    """Return what each sample is a part of; by default of nothing but itself."""
+def checked_groups(groups: Any, batches: Batches, n_samples: int | None = None) -> Sequence[Label]:
+    """Return what each sample is a part of, in plain values; by default of nothing but itself.
+
+    Parameters
+    ----------
+    groups : array or other sequence, or None
+    batches : Batches
+        The data, whose samples must keep their order.
+    n_samples : int, optional
+        Of the data, where that is known.
+
+    Raises
+    ------
+    InvalidDataError
+        If there is not one for each sample, or the data comes in another order than they do.
+    """
     if groups is None:
-        return range(n_samples)
-    listed = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else groups
-    if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != n_samples:
-        got = f"{len(listed)} entries" if isinstance(listed, Sized) else type(groups).__name__
+        return range(n_samples or 0)
+    if batches.reordered:
         raise InvalidDataError(
-            f"The 'groups' parameter must have one entry for each of the {n_samples} samples of the unknown data, in "
-            f"their order. Got {got}."
+            f"The 'groups' parameter is in the order of the data, which the sampler of the {batches.name} data "
+            "changes. Give the data set itself, or a DataLoader that does not shuffle; under torch.distributed one "
+            "without a sampler for every process, as the work is shared all the same."
         )
-    return listed
+    listed = groups.tolist() if isinstance(groups, np.ndarray | Tensor) else groups
+    fits = isinstance(listed, Iterable) and not isinstance(listed, str | bytes | Mapping)
+    given = [*listed] if fits else []
+    plain = [one.item() if isinstance(one, np.generic | Tensor) and one.ndim == 0 else one for one in given]
+    wanted = "each sample" if n_samples is None else f"each of the {n_samples} samples"
+    what = f"The 'groups' parameter must have one entry for {wanted} of the {batches.name} data, in their order."
+    if not fits or (n_samples is not None and len(plain) != n_samples):
+        raise InvalidDataError(f"{what} Got {f'{len(plain)} entries' if fits else type(groups).__name__}.")
+    strange = next((one for one in plain if not isinstance(one, Hashable) or isinstance(one, Tensor)), None)
+    if strange is not None:
+        raise InvalidDataError(f"{what} Got {strange!r} among them; give numbers or strings.")
+    return plain
 
 
 def bootstrap(targets: NDArray[np.int64], groups: NDArray[np.int64], rng: np.random.Generator) -> Floats:

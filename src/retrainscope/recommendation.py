@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.heads import predictions_of
 from retrainscope.lending import borrow, model_place
 from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
+from retrainscope.predicted import checked_groups
 from retrainscope.processes import agree, from_first, gather, in_step, rank
-from retrainscope.reference import check_same_shape
+from retrainscope.reference import check_same_shape, input_axes
 from retrainscope.saving import to_plain
 from retrainscope.scores import LayerScores
 from retrainscope.settings import listed, settings_text, told, told_apart
@@ -34,7 +36,7 @@ from retrainscope.sources import Indexed
 from retrainscope.spread import ActivationSpread
 from retrainscope.tangent import TangentProbe
 from retrainscope.trying_out import check_trial, try_out
-from retrainscope.verdicts import advise, allowed_policies, checked_budget, combine
+from retrainscope.verdicts import advise, allowed_policies, check_affordable, checked_budget, combine
 
 __all__ = ["DEFAULT_THRESHOLD", "recommend_layers"]
 
@@ -163,6 +165,8 @@ def recommend_layers(
                 "tolerance=, budget=, groups= and trial= are for the forecast. Leave them out with estimators=."
             )
         _check_estimators(estimators, model)
+    if isinstance(layers, Iterable) and not isinstance(layers, str):
+        places["layers"] = layers = [*layers]  # which several estimators go through
     kinds = None if estimators is None else [type(estimator).__name__ for estimator in estimators]
     decisive = {"threshold": threshold, "tolerance": tolerance, "budget": limits, "trial": told(trial)}
     agree({name: repr(value) for name, value in ({"estimators": kinds} | decisive).items()})
@@ -171,6 +175,8 @@ def recommend_layers(
             check_integer(each)
         checkpoint = check_folder(checkpoint)
     data = _checked_data(model, known, unknown, batch_size)
+    if estimators is None and input_layer is None:
+        input_axes(data.first.inputs)  # refused before the model is run
     options: dict[str, Any] = places | {"device": device, "random_state": random_state, "progress": progress}
     notes: list[str] = []
     probe: TangentProbe | None = None
@@ -185,6 +191,8 @@ def recommend_layers(
     only_for_forecasts = bool(limits) or groups is not None or trial is not None
     if only_for_forecasts and probe is None:
         raise InvalidDataError(_NO_FORECAST)
+    if groups is not None:
+        groups = checked_groups(groups, data.unknown, data.unknown.n_samples)
     parts = NOTHING_KEPT if checkpoint is None else _opened(checkpoint, model, data, estimators, groups, trial)
     if probe is not None:
         refusal = _refusal(model, data.first)
@@ -196,21 +204,22 @@ def recommend_layers(
             notes.append(f"There is no forecast: {refusal}")
             probe, estimators = None, estimators[:1]
     with _keeping(estimators, parts):
-        costs = [Cost() for _ in estimators]
-        for estimator, cost in zip(estimators, costs, strict=True):
-            try:
-                with _costing(estimator, cost):
-                    estimator.fit(known)
-            except UnsupportedModelError as error:
-                if estimator is not probe:
-                    raise
-                if only_for_forecasts:
-                    raise InvalidDataError(_NO_FORECAST) from error
-                notes.append(f"There is no forecast: {error}")
-                probe, estimators, costs = None, estimators[:1], costs[:1]
+        costs, scores = [Cost() for _ in estimators], list[LayerScores]()
+        for measure in (partial(_fit, known, limits), partial(_score, scores, unknown, groups)):
+            for estimator, cost in zip(estimators, costs, strict=True):
+                try:
+                    with _costing(estimator, cost):
+                        measure(estimator)
+                except UnsupportedModelError as error:
+                    if estimator is not probe:
+                        raise
+                    if only_for_forecasts:
+                        raise InvalidDataError(_NO_FORECAST) from error
+                    notes.append(f"There is no forecast: {error}")
+                    probe, estimators, costs = None, estimators[:1], costs[:1]
+            _check_same_layers(estimators)
         asked = {str(dtype).removeprefix("torch.") for e in estimators if (dtype := e._autocast) is not None}
         notes += [f"The network computed in {dtype} as torch.autocast has it." for dtype in sorted(asked)]
-        scores = _scores(estimators, costs, unknown, groups)
     measured = estimators[0].layers_
     if probe is not None:  # which decides, so it comes first
         scores, costs = scores[::-1], costs[::-1]
@@ -232,7 +241,8 @@ def recommend_layers(
         allowed = allowed_policies(forecast, measured, limits)
         choice = choose(forecast, DEFAULT_TOLERANCE if tolerance is None else float(tolerance), allowed=allowed)
         if trial is not None and choice.policy is not None:
-            options |= {"layers": measured.names, "head": measured.head, "batch_size": 32, "n_seeds": 1, **trial}
+            options |= {"layers": measured.names, "head": measured.head, "groups": groups}
+            options |= {"batch_size": 32, "n_seeds": 1, **trial}
             if checkpoint is not None:
                 options["checkpoint"] = Path(checkpoint, _TRIALS)
             choice, sweep, note = try_out(model, known, unknown, choice, forecast, allowed=allowed, options=options)
@@ -284,10 +294,19 @@ def _opened(
     return parts
 
 
-def _scores(
-    estimators: Sequence[LayerEstimator], costs: Sequence[Cost], unknown: Any, groups: Any
-) -> list[LayerScores]:
-    """Return the scores by every estimator, all of them fitted; add what that costs."""
+def _fit(known: Any, limits: dict[str, float], estimator: LayerEstimator) -> None:
+    """Measure the known data; refuse a budget that leaves nothing, as soon as it is known what layers own."""
+    estimator.fit(known)
+    check_affordable(estimator.layers_, limits)
+
+
+def _score(scores: list[LayerScores], unknown: Any, groups: Any, estimator: LayerEstimator) -> None:
+    """Measure the unknown data, and add the scores."""
+    own = {"groups": groups} if isinstance(estimator, TangentProbe) else {}
+    scores.append(estimator.score_layers(unknown, **own))
+
+
+def _check_same_layers(estimators: Sequence[LayerEstimator]) -> None:
     measured = estimators[0].layers_.names
     for estimator in estimators:
         if estimator.layers_.names != measured:
@@ -295,12 +314,6 @@ def _scores(
                 "The estimators measure different layers: "
                 f"{', '.join(measured)} and {', '.join(estimator.layers_.names)}. Give them the same layers=."
             )
-    scores: list[LayerScores] = []
-    for estimator, cost in zip(estimators, costs, strict=True):
-        own = {"groups": groups} if isinstance(estimator, TangentProbe) else {}
-        with _costing(estimator, cost):
-            scores.append(estimator.score_layers(unknown, **own))
-    return scores
 
 
 def _costing(estimator: LayerEstimator, cost: Cost) -> AbstractContextManager[None]:

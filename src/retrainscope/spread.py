@@ -15,6 +15,7 @@ from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label
 from retrainscope.checks import check_number
 from retrainscope.comparing import N_RESAMPLES, baseline_classes, check_class_counts
+from retrainscope.exceptions import UnsupportedModelError
 from retrainscope.heads import class_scores
 from retrainscope.moments import (
     N_GROUPS,
@@ -260,12 +261,16 @@ class ActivationSpread(LayerEstimator):
                     where = f"batch {number} of the {batches.name} data"
                     options: dict[str, Any] = {"calls": self.calls, "token_axes": self._token_axes, "where": where}
                     returned = run_layers(model, piece.inputs, names, add, to_the_end=asked, **options)
-                    return found, class_scores(model, returned) if asked else None
+                    return found, returned
 
-            for piece, (found, outputs) in self._halving.run(batch, measured):
+            for piece, (found, returned) in self._halving.run(batch, measured):
                 mine, groups = groups[: len(piece)], groups[len(piece) :]
-                if answers is not None and outputs is not None:
-                    answers.note_outputs(piece, outputs)
+                if answers is not None and asked:
+                    try:
+                        answers.note_outputs(piece, class_scores(model, returned))
+                    except UnsupportedModelError:
+                        answers.give_up()
+                        answers = None
                 for name, features in found.items():
                     moments[name].add(features, _labels(piece), mine)
         sums = {name: running.moments() for name, running in moments.items()}

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from retrainscope.batches import as_batches, input_shapes
+from retrainscope.batches import Label, as_batches, input_shapes
 from retrainscope.checkpoints import Checkpoint, check_checkpoint, fingerprint, name_of
 from retrainscope.checks import check_device
 from retrainscope.layers import layers_of
 from retrainscope.lending import autograd_on, borrow, model_place
 from retrainscope.policies import policy_name, policy_sets
 from retrainscope.precision import asked_precision
-from retrainscope.processes import agree, from_first, in_step, in_turns, rank
+from retrainscope.predicted import checked_groups
+from retrainscope.processes import agree, digest_of, from_first, in_step, in_turns, rank
 from retrainscope.progress import progress_bar
 from retrainscope.reference import check_same_shape
 from retrainscope.retraining import try_policy
@@ -42,6 +44,7 @@ def sweep_layers(
     head: str | None = None,
     input_layer: str | None = None,
     calls: str | None = None,
+    groups: Sequence[Label] | NDArray[Any] | None = None,
     steps: int = 300,
     batch_size: int = 32,
     learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3),
@@ -82,6 +85,9 @@ def sweep_layers(
         The sets of layers to train with the head, instead of those above; the head alone is always among them.
     layers, head, input_layer, calls
         See `find_layers`.
+    groups : sequence of n_samples labels, optional
+        What each sample of the unknown data is a part of (a video, a patient, a photograph), in the order of the data.
+        Whole groups are held out: near copies of what is trained on would flatter most who learns by heart.
     steps : int
         Of the optimizer, for every policy.
     batch_size : int
@@ -156,8 +162,11 @@ def sweep_layers(
     )
     assert known_data is not None
     assert unknown_data is not None
+    if groups is not None:
+        groups = checked_groups(groups, unknown_data, unknown_data.n_samples)
     asked = str(asked_precision(place))
     given = {"checkpoint": None if checkpoint is None else "given", "options": repr(_plain(options))}
+    given["groups"] = digest_of([], groups)
     with autograd_on(), borrow(model, device=device, seed=seed) as lent:
         check_same(
             given | {"torch.autocast": asked},
@@ -171,12 +180,12 @@ def sweep_layers(
             if data is not None:
                 check_same_shape(input_shapes(first.inputs), data.few(), name=name)
         found = layers_of(lent, first, layers=layers, head=head, input_layer=input_layer, calls=calls)
-        task = Task.of(lent, found, known_data, unknown_data, test_data, options, seed)
+        task = Task.of(lent, found, known_data, unknown_data, test_data, options, seed, groups)
         wanted: list[tuple[str, ...] | None] = [*policy_sets(found.names, policies)]
         if task.own_places is not None:
             wanted.insert(0, None)
         seen = (task.known, task.unknown, task.test)
-        same = "" if checkpoint is None else fingerprint(lent, seen, _settings(task, options))
+        same = "" if checkpoint is None else fingerprint(lent, seen, _settings(task, options, groups))
         agree({"the policies": repr(wanted)})
         done = Checkpoint(checkpoint if rank() == 0 else None, same)  # process 0 alone reads and writes the file
         runs = [(trained, number) for number in range(options.n_seeds) for trained in wanted]
@@ -221,10 +230,10 @@ def _n_rates(run: Run, options: Options) -> int:
     return 1 if run[0] is None else len(options.learning_rates)
 
 
-def _settings(task: Task, options: Options) -> str:
+def _settings(task: Task, options: Options, groups: Any) -> str:
     """Write down all that decides a trial beside model and data; more seeds are more trials, and change no other."""
     owned = (task.layers.head, task.layers.parameters, task.layers.buffers)
-    return repr((replace(_plain(options), n_seeds=1), task.seed, owned, task.n_samples))
+    return repr((replace(_plain(options), n_seeds=1), task.seed, owned, task.n_samples, groups))
 
 
 def _plain(options: Options) -> Options:

@@ -1,7 +1,9 @@
 """What a sweep has to learn: data, classes, splits, and the models that every policy starts from."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from retrainscope.heads import (
 from retrainscope.layers import Layers
 from retrainscope.lending import copy_model
 from retrainscope.memory import Halving
+from retrainscope.predicted import checked_groups
 from retrainscope.processes import from_first, n_processes
 
 __all__ = ["MakeOptimizer", "Options", "Task"]
@@ -111,6 +114,7 @@ class Task:
         test: Batches | None,
         options: Options,
         seed: int,
+        groups: Any = None,
     ) -> "Task":
         """Look at the data, refuse what cannot be learnt, split it, and fit the heads."""
         halving = Halving()
@@ -130,8 +134,10 @@ class Task:
         test_labels = [] if test is None else _labels(test)
         if test is not None:
             _check_test_classes(ordered_classes(test_labels), classes)
+        members = checked_groups(groups, unknown, len(labels))
         splits = tuple(
-            _split(labels, classes, options, np.random.default_rng([seed, number])) for number in range(options.n_seeds)
+            _split(labels, members, classes, options, np.random.default_rng([seed, number]))
+            for number in range(options.n_seeds)
         )
         own = own_places(n_outputs, known_classes, classes)
         if own is not None and not layers.parameters[layers.head]:
@@ -246,21 +252,37 @@ def _check_test_classes(test: tuple[Label, ...], unknown: tuple[Label, ...]) -> 
         )
 
 
-def _split(labels: list[Label], classes: tuple[Label, ...], options: Options, rng: np.random.Generator) -> Split:
-    """Divide the samples of each class at random."""
-    parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
-    least = 3 if options.test_size is not None else 2
+def _split(
+    labels: list[Label],
+    groups: Sequence[Label],
+    classes: tuple[Label, ...],
+    options: Options,
+    rng: np.random.Generator,
+) -> Split:
+    """Divide the samples of each class at random, whole groups at a time."""
+    part_of: dict[Label, int] = {}  # of each group: 0 to test on, 1 to validate, 2 to train on
     for label in classes:
-        rows = rng.permutation([row for row, other in enumerate(labels) if other == label])
+        rows = [row for row, other in enumerate(labels) if other == label]
         n_test = 0 if options.test_size is None else max(1, round(options.test_size * len(rows)))
         n_validation = max(1, round(options.validation_size * (len(rows) - n_test)))
-        if len(rows) - n_test - n_validation < 1:
-            held_out = f"{n_validation} to validate{f' and {n_test} to test' if n_test else ''}"
-            raise InvalidDataError(
-                f"The unknown class {label!r} has {len(rows)} sample{'' if len(rows) == 1 else 's'}: with {held_out} "
-                f"none is left to train on. Give at least {least}, better fifty, or hold out a smaller share."
-            )
-        for part, chosen in zip(parts, np.split(rows, [n_test, n_test + n_validation]), strict=True):
-            part.append(chosen)
-    test, validation, train = (np.sort(np.concatenate(part)) for part in parts)
+        sizes = Counter(groups[row] for row in rows)
+        units, found, wanted = [*sizes], [0, 0, 0], [n_test, n_validation, len(rows)]
+        for place in rng.permutation(len(units)):
+            group = units[place]
+            part = part_of.setdefault(group, next(part for part in range(3) if found[part] < wanted[part]))
+            found[part] += sizes[group]
+        if not all(n or not least for n, least in zip(found, wanted, strict=True)):
+            raise InvalidDataError(_too_few(label, len(rows), len(sizes), n_test, n_validation))
+    parts = np.array([part_of[group] for group in groups])
+    test, validation, train = (np.flatnonzero(parts == part) for part in range(3))
     return Split(train=train, validation=validation, test=None if options.test_size is None else test)
+
+
+def _too_few(label: Label, n_samples: int, n_groups: int, n_test: int, n_validation: int) -> str:
+    in_groups = "" if n_groups == n_samples else f" in {n_groups} group{'' if n_groups == 1 else 's'}"
+    held_out = f"{n_validation} to validate{f' and {n_test} to test' if n_test else ''}"
+    samples = f"{n_samples} sample{'' if n_samples == 1 else 's'}{in_groups}"
+    return (
+        f"The unknown class {label!r} has {samples}: with {held_out} none is left to train on. Give at least "
+        f"{3 if n_test else 2}{' groups' if in_groups else ''}, better fifty, or hold out a smaller share."
+    )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -278,7 +279,7 @@ class TangentProbe(LayerEstimator):
     def _answers(self, model: nn.Module, batches: Batches, *, of_model: bool) -> Answers:
         """Return what a pass over data tells, if possible from one that was made already."""
         noted = self._noted.get(batches.name)
-        if noted is not None and noted.are_of(batches):
+        if noted is not None and all(gather("what was noted", noted.are_of(batches))):
             if of_model:  # what would be refused on the way
                 self._ends(model, batches.few())
             return noted
@@ -301,13 +302,7 @@ class TangentProbe(LayerEstimator):
         rows, answers = dict[Label, list[int]](), self._answers(model, batches, of_model=False)
         for label, position in zip(answers.labels, answers.positions, strict=True):
             rows.setdefault(label, []).append(position)
-        named = checked_groups(groups, sum(map(len, rows.values())))
-        if groups is not None and batches.distributed:
-            raise InvalidDataError(
-                "The 'groups' parameter is in the order of the data, which a DistributedSampler changes. Give the data "
-                "set itself, or the same DataLoader without the sampler to every process: the work is shared all the "
-                "same."
-            )
+        named = checked_groups(groups, batches, sum(map(len, rows.values())))
         if n_processes() > 1:
             agree({"groups": digest_of([], list(named))})
         every_class, rng = tuple(rows), np.random.default_rng(self._seed)
@@ -320,8 +315,13 @@ class TangentProbe(LayerEstimator):
         positions = sorted(drawn)
         numbers: dict[Label, int] = {}
         members = np.array([numbers.setdefault(named[position], len(numbers)) for position in positions])
-        labels = [drawn[position] for position in positions]
-        return held(batches.subset(np.array(positions))), labels, members, every_class
+        labels, chosen = [drawn[position] for position in positions], held(batches.subset(np.array(positions)))
+        if [label for batch in chosen for label in batch.labels or (None,) * len(batch)] != labels:
+            raise InvalidDataError(
+                "The unknown data comes in another order at every pass, so that labels and samples cannot be brought "
+                "together. Give (X, y), a Dataset, or a DataLoader that shuffles by torch's generators."
+            )
+        return chosen, labels, members, every_class
 
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
@@ -367,7 +367,7 @@ class TangentProbe(LayerEstimator):
     ) -> Iterator[Floats]:
         """Yield the head's kernel for each set, from its inputs as they are once the set's statistics are renewed."""
         frozen = head_kernel(features)
-        shuffled = batches.subset(np.array(batches.chosen), order_seed=self._seed)
+        shuffled = _evened(batches.subset(np.array(batches.chosen), order_seed=self._seed), len(features))
         parts = self._parts.under("unknown")
 
         def kernel(numbered: tuple[int, tuple[str, ...]]) -> Floats | None:
@@ -396,3 +396,11 @@ class TangentProbe(LayerEstimator):
             if renewed is not None and parts.due():
                 parts.put(f"head-{number}", torch.from_numpy(renewed))
             yield frozen if renewed is None else renewed
+
+
+def _evened(batches: Batches, n_samples: int) -> Batches:
+    """Make batches of equal size where the last would be a small one, whose statistics would count as any other's."""
+    left = n_samples % batches.batch_size
+    if n_samples < batches.batch_size or left == 0 or 2 * left >= batches.batch_size:
+        return batches
+    return replace(batches, batch_size=-(-n_samples // -(-n_samples // batches.batch_size)))

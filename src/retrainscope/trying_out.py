@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -13,6 +15,7 @@ from retrainscope.exceptions import CheckpointError, InvalidDataError, ProcessEr
 from retrainscope.forecast import Forecast
 from retrainscope.policies import ALL, NONE
 from retrainscope.sweep import sweep_layers
+from retrainscope.sweep_task import Options
 from retrainscope.trials import LayerSweep
 
 __all__ = ["check_trial", "try_out"]
@@ -22,13 +25,16 @@ def check_trial(trial: Mapping[str, Any] | None, *, own: Iterable[str]) -> None:
     """Refuse what is no option of a sweep, or is one of the caller's own parameters."""
     if trial is None:
         return
-    not_here = {*own, "test", "policies"} - {"batch_size"}
-    options = [name for name in inspect.signature(sweep_layers).parameters if name not in not_here]
-    wrong = [*trial] if not isinstance(trial, Mapping) else [name for name in trial if name not in options]
-    if wrong:
+    not_here, defaults = {*own, "test", "policies"} - {"batch_size"}, inspect.signature(sweep_layers).parameters
+    options = [name for name in defaults if name not in not_here]
+    wrong = [name for name in trial if name not in options] if isinstance(trial, Mapping) else trial
+    if wrong or not isinstance(trial, Mapping):
         raise InvalidDataError(
             f"The 'trial' parameter must be a mapping of options of sweep_layers: {', '.join(options)}. Got {wrong!r}."
         )
+    given = {name: trial.get(name, default.default) for name, default in defaults.items()}
+    given["optimizer"] = given["optimizer"] or torch.optim.Adam
+    Options(**{field.name: given[field.name] for field in fields(Options)}).checked()
 
 
 def try_out(

@@ -17,7 +17,7 @@ from retrainscope.layers import Layers
 from retrainscope.policies import NONE
 from retrainscope.scores import LayerScores
 
-__all__ = ["advise", "allowed_policies", "checked_budget", "combine"]
+__all__ = ["advise", "allowed_policies", "check_affordable", "checked_budget", "combine"]
 
 _FEWEST_RANKED = 4  # layers, below which one order or another means nothing
 _AS_SIZES = (
@@ -288,14 +288,17 @@ def allowed_policies(forecast: Forecast, layers: Layers, limits: dict[str, float
     if not limits:
         return None
     costs = [_cost(layers, trained, with_head=True) for trained in forecast.trained]
-    allowed = np.array([all(cost[name] <= most for name, most in limits.items()) for cost in costs])
-    if not allowed.any():
-        least = {name: min(cost[name] for cost in costs) for name in limits}
+    return np.array([all(cost[name] <= most for name, most in limits.items()) for cost in costs])
+
+
+def check_affordable(layers: Layers, limits: dict[str, float]) -> None:
+    """Refuse a budget that is less than the head alone takes."""
+    least = _cost(layers, (), with_head=True)
+    if any(least[name] > most for name, most in limits.items()):
         raise InvalidDataError(
             f"The budget {limits} leaves nothing to train: the head alone takes "
-            f"{', '.join(f'{share:.2%} of the {name}' for name, share in least.items())}. Give more."
+            f"{', '.join(f'{least[name]:.2%} of the {name}' for name in limits)}. Give more."
         )
-    return allowed
 
 
 def _ranks_as_sizes(scores: LayerScores, layers: Layers) -> bool:
