@@ -209,8 +209,7 @@ class Recommendation(Shown):
             As given to `recommend_layers`.
         **options
             Of `sweep_layers`; ``layers``, ``head`` and ``policies`` are those of the advice unless given. What
-            `recommend_layers` was told of ``input_layer`` and ``calls`` has to be told again. Of data in groups, give
-            a ``test`` set of other groups.
+            `recommend_layers` was told of ``input_layer``, ``calls`` and ``groups`` has to be told again.
 
         Returns
         -------
