@@ -12,7 +12,7 @@ NEWEST := .venv-newest
 DOCS_MADE := docs/_build docs/_generated docs/api/generated docs/gallery
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-vision test-browser test-oldest test-newest test-cuda lint mutation bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme docs build clean
+.PHONY: help install study test test-vision coverage test-browser test-oldest test-newest test-cuda lint mutation bench bench-advice bench-advice-again bench-inversion bench-speed zoo example-text readme docs build clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,15 +28,19 @@ $(READY): pyproject.toml constraints.txt
 study: $(READY)  ## run the MNIST study on the bundled data; the report goes to study/report.html
 	$(BIN)/retrainscope mnist --out study
 
-test: $(READY)  ## run all tests but those that need a browser, with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 25
+test: $(READY)  ## run all tests but those that need a browser, torchvision or a GPU
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 25
 
 test-browser: $(READY)  ## open the report in headless Chromium (must be installed) and look at it
 	$(BIN)/python -m pytest -m browser
 
 test-vision: $(VISION)/.ready  ## run the tests that need torchvision, in an environment of their own (5.5 GB)
+	$(VISION)/bin/python -m pytest -m vision --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10
+
+coverage: $(READY) $(VISION)/.ready  ## the same tests with branch coverage, which has to be 95 %; they take twice as long
+	$(BIN)/python -m pytest --cov --cov-report=term --numprocesses auto --dist loadfile --no-loadscope-reorder
 	$(VISION)/bin/python -m pytest -m vision --cov --cov-config=tests/vision.coveragerc --cov-report=term \
-		--numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10
+		--numprocesses auto --dist loadfile --no-loadscope-reorder
 
 $(VISION)/.ready: pyproject.toml constraints-vision.txt
 	$(PYTHON) -m venv $(VISION)
