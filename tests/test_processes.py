@@ -102,7 +102,7 @@ def test_a_sampler_leaves_the_forecast_what_it_is(found: Found) -> None:
         ("policies", "the policies"),
         ("steps", "options"),
         ("layers", "layers .0, 3 in process 0; 0 in process 1."),
-        ("sampler and groups", "DistributedSampler changes"),
+        ("sampler and groups", "which the sampler of the unknown data changes"),
     ],
 )
 def test_what_differs_is_named_in_all_processes(found: Found, name: str, words: str) -> None:

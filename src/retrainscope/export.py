@@ -55,8 +55,10 @@ def parameter_patterns(rec: Recommendation) -> list[str]:
     >>> import torch
     >>> import retrainscope as rs
     >>> from retrainscope.export import parameter_patterns
+    >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> y = torch.arange(80) % 2
+    >>> X = torch.randn(80, 2) + 6 * y[:, None]
     >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)  # novel classes: train the head
     >>> parameter_patterns(rec)[-1]
     '2.*'
@@ -110,8 +112,10 @@ def lightning_callback(rec: Recommendation, *, attribute: str | None = None) -> 
     >>> import torch
     >>> import retrainscope as rs
     >>> from retrainscope.export import lightning_callback
+    >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> y = torch.arange(80) % 2
+    >>> X = torch.randn(80, 2) + 6 * y[:, None]
     >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)
     >>> callback = lightning_callback(rec, attribute="model")
     >>> [base.__name__ for base in type(callback).__bases__]
@@ -174,8 +178,10 @@ def skorch_freezer(rec: Recommendation) -> "Callback":
     >>> import torch
     >>> import retrainscope as rs
     >>> from retrainscope.export import skorch_freezer
+    >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> y = torch.arange(80) % 2
+    >>> X = torch.randn(80, 2) + 6 * y[:, None]
     >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)
     >>> callback = skorch_freezer(rec)
     >>> [base.__name__ for base in type(callback).__bases__]
@@ -230,8 +236,10 @@ def finetuning_schedule(
     >>> import torch
     >>> import retrainscope as rs
     >>> from retrainscope.export import finetuning_schedule
+    >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> y = torch.arange(80) % 2
+    >>> X = torch.randn(80, 2) + 6 * y[:, None]
     >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)
     >>> finetuning_schedule(rec, attribute="model")[0]["params"][-2:]
     ['model.2.weight', 'model.2.bias']
@@ -279,7 +287,8 @@ def timm_frozen(rec: Recommendation, model: nn.Module) -> list[str]:
     >>> from retrainscope.export import timm_frozen
     >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> X, y = torch.randn(80, 2), torch.arange(80) % 2
+    >>> y = torch.arange(80) % 2
+    >>> X = torch.randn(80, 2) + 6 * y[:, None]
     >>> rec = rs.recommend_layers(model, (X, y), (X + 1, y + 2), random_state=0)
     >>> timm_frozen(rec, model)
     ['0']
