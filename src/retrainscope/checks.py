@@ -1,5 +1,6 @@
 """Checks of single parameters, before any work."""
 
+import cmath
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +42,7 @@ def check_device(device: Any) -> torch.device:
 def all_finite(tensor: Tensor) -> bool:
     """Tell whether no value is NaN or infinite."""
     # One sum is cheap; only when it is not finite (it may just have overflowed) is each value looked at.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def reason_of(error: BaseException) -> str:

@@ -224,6 +224,8 @@ def labels_of(labels: Any, n: int, name: str) -> tuple[Label, ...] | None:
         raise InvalidDataError(f"The {name} labels must be a sequence. Got {type(labels).__name__} instead.")
     if len(labels) != n:
         raise InvalidDataError(f"The {name} data has {n} samples but {len(labels)} labels.")
+    if {*map(type, labels)} <= {int, str}:  # plain already, as of every batch of data that is indexed
+        return tuple(labels)
     if n and getattr(labels[0], "ndim", 0):
         shape = (n, *labels[0].shape)
         raise InvalidDataError(f"The {name} labels must have the shape (n_samples,). Got shape {shape}.")
