@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ __all__ = [
     "N_GROUPS",
     "ClassMoments",
     "GroupCounter",
+    "Rows",
     "RunningMoments",
     "class_means",
     "half_samples",
@@ -126,11 +128,29 @@ class GroupCounter:
         return groups
 
 
-class RunningMoments:
-    """Sums up features batch by batch, in place, where they lie."""
+class Rows:
+    """The rows that classes and groups have among sums: the same for all layers, so looked up once a batch."""
 
     def __init__(self) -> None:
-        self._places: dict[Label, int] = {}
+        self.classes: dict[Label, int] = {}
+        self._asked: tuple[Any, Any] = (None, None)
+        self._found = np.zeros(0, dtype=np.int64), np.zeros(0)
+
+    def of(self, labels: Sequence[Label], groups: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+        """Return the row of each sample, and how many samples each row gets."""
+        if self._asked[0] is not labels or self._asked[1] is not groups:
+            places = [self.classes.setdefault(label, len(self.classes)) for label in labels]
+            rows = np.array(places, dtype=np.int64) * N_GROUPS + groups
+            counts = np.bincount(rows, minlength=len(self.classes) * N_GROUPS).astype(np.float64)
+            self._asked, self._found = (labels, groups), (rows, counts)
+        return self._found
+
+
+class RunningMoments:
+    """Sums up features batch by batch, in place, where they lie; several may share their rows."""
+
+    def __init__(self, rows: Rows | None = None) -> None:
+        self._rows = Rows() if rows is None else rows
         self._counts = np.zeros(0)
         self._sums = self._squares = torch.zeros(0, dtype=torch.float64)
 
@@ -140,31 +160,30 @@ class RunningMoments:
         if flat.device.type == "mps":  # has no float64
             flat = flat.cpu()
         flat = flat.to(torch.float64, copy=True)
-        places = [self._places.setdefault(label, len(self._places)) for label in labels]
-        rows = np.array(places, dtype=np.int64) * N_GROUPS + groups
+        rows, counts = self._rows.of(labels, groups)
         self._make_room(flat)
         cells = torch.from_numpy(rows).to(flat.device)
         self._sums.index_add_(0, cells, flat)
         self._squares.index_add_(0, cells, flat.square_().sum(dim=1))  # in place, which is much faster
-        self._counts += np.bincount(rows, minlength=len(self._counts))
+        self._counts += counts
 
     @property
     def counted(self) -> bool:
         """Whether anything was added."""
-        return bool(self._places)
+        return bool(self._counts.any())
 
     def moments(self) -> ClassMoments:
         """Return the moments of what was added, the classes as they came."""
-        shape = (len(self._places), N_GROUPS)
+        shape = (len(self._rows.classes), N_GROUPS)
         return ClassMoments(
-            tuple(self._places),
+            tuple(self._rows.classes),
             self._counts.reshape(shape).copy(),
             self._sums.cpu().numpy().reshape(*shape, -1),
             self._squares.cpu().numpy().reshape(shape),
         )
 
     def _make_room(self, flat: Tensor) -> None:
-        new = len(self._places) * N_GROUPS - len(self._counts)
+        new = len(self._rows.classes) * N_GROUPS - len(self._counts)
         if new:
             self._counts = np.append(self._counts, np.zeros(new))
             self._sums = torch.cat([self._sums.to(flat.device), flat.new_zeros(new, flat.shape[1])])

@@ -21,6 +21,7 @@ from retrainscope.moments import (
     N_GROUPS,
     ClassMoments,
     GroupCounter,
+    Rows,
     RunningMoments,
     half_samples,
     scatter_share,
@@ -231,7 +232,8 @@ class ActivationSpread(LayerEstimator):
     def _moments(self, model: nn.Module, batches: Batches, *, most: float = np.inf) -> dict[str, ClassMoments]:
         """Sum up the activations of every layer, and the input, in one pass; at most so many sums a layer."""
         drawn: dict[str, Tensor] = {}
-        counter, moments = GroupCounter(), defaultdict[str, RunningMoments](RunningMoments)
+        counter, rows = GroupCounter(), Rows()
+        moments = defaultdict[str, RunningMoments](lambda: RunningMoments(rows))
         names = self.layers_.names if self.input_layer is None else (self.input_layer, *self.layers_.names)
         answers = self._noting.get(batches.name)
         if answers is not None:
@@ -271,8 +273,9 @@ class ActivationSpread(LayerEstimator):
                     except UnsupportedModelError:
                         answers.give_up()
                         answers = None
+                labels = _labels(piece)
                 for name, features in found.items():
-                    moments[name].add(features, _labels(piece), mine)
+                    moments[name].add(features, labels, mine)
         sums = {name: running.moments() for name, running in moments.items()}
         layers = next(filter(None, gather("the layers measured", [*sums])))  # a process may have had no batch
         # Layer by layer, since they may be large.
