@@ -923,5 +923,5 @@ layer        output  parameters  operations
     for name in ("spare", "idle"):
         model.register_parameter(name, nn.Parameter(torch.zeros(3)))
     found = find_layers(model, torch.zeros(4, 1, 4, 4))
-    assert str(found) == f"{text}\nNot used by the forward pass: spare, idle."
+    assert str(found) == f"{text}\nNot used for the output: spare, idle."
     assert "<td>2 x 2 x 2</td>" in found._repr_html_()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from retrainscope.checks import all_finite
@@ -169,8 +169,11 @@ class Batches:
         """Whether samples come in another order than that of the data set, as a loader may have them."""
         if not isinstance(self.source, DataLoader) or isinstance(self.source.dataset, IterableDataset):
             return False
-        sampler = getattr(self.source.batch_sampler, "sampler", self.source.sampler)
-        return not isinstance(sampler, SequentialSampler)
+        batch_sampler = self.source.batch_sampler
+        if batch_sampler is None:  # the data set makes the batches
+            return not isinstance(self.source.sampler, SequentialSampler)
+        # One of another kind may draw as it likes, whatever sampler it names.
+        return type(batch_sampler) is not BatchSampler or not isinstance(batch_sampler.sampler, SequentialSampler)
 
     def few(self) -> Batch:
         """Return the first few samples, for a dry run and for the shapes; where it can be indexed no more are read."""

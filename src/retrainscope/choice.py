@@ -69,7 +69,8 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
         gains = forecast.accuracy_draws[:, row] - forecast.accuracy_draws[:, none]
         small = forecast.accuracy[row] - forecast.accuracy[none] <= _WORTH or np.quantile(gains, low) <= 0
         # A model that does worse than on what it knows lacks something, whatever the forecast can see of it.
-        worse = np.quantile(forecast.accuracy_draws[:, none], high) < forecast.known_accuracy - _WORTH
+        among_all = forecast.accuracy_draws[:, none] - forecast.drawing_gain
+        worse = np.quantile(among_all, high) < forecast.known_accuracy - _WORTH
         if small and not worse:
             policy, row = NONE, none
     # By luck the best of several policies may name more classes than chance does; its error is then seldom lower too.
@@ -110,11 +111,15 @@ def confirm(choice: Choice, sweep: LayerSweep) -> Choice:
     Returns
     -------
     Choice
-        Of those whose gain in accuracy has its whole 90 % interval above 0 the best; of equal ones the smallest.
+        Of those whose gain in accuracy has its whole 90 % interval above 0 the best; of equal ones the smallest. Where
+        the training of the choice diverged, the learning rates were wrong, and nothing is said against it.
     """
     assert choice.policy is not None
+    own = sweep.draws[:, [sweep.row_of(choice.policy)]]
+    if np.isnan(own).all():
+        return choice
     draws = np.nan_to_num(sweep.draws, nan=-1.0)  # diverged: worse than all others
-    gains = draws - draws[:, [sweep.row_of(choice.policy)]]
+    gains = draws - np.nan_to_num(own, nan=-1.0)
     better = np.flatnonzero(np.quantile(gains, TAILS[0], axis=0) > 0)
     best = max(better, key=lambda row: (gains[:, row].mean(), -sweep.share(sweep.policies[row])), default=None)
     return choice if best is None else Choice(sweep.policies[best])

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from retrainscope.batches import Inputs
-from retrainscope.outputs import output_of
+from retrainscope.outputs import has_several, output_of
 from retrainscope.padding import n_tokens_of
 from retrainscope.sharding import is_sharded
 from retrainscope.tracing import call_model
@@ -49,6 +49,8 @@ class DryRun:
     users : dict of str to nn.Module
         The module that was running then.
     total_flops, now : int
+    several : bool
+        Whether the model returned more than one tensor.
     """
 
     ends: dict[str, list[int]] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class DryRun:
     users: dict[str, nn.Module] = field(default_factory=dict)
     total_flops: int = 0
     now: int = 0
+    several: bool = False
 
 
 class _UseRecorder(TorchFunctionMode):
@@ -135,8 +138,8 @@ def dry_run(model: nn.Module, inputs: Inputs) -> DryRun:
             opened.enter_context(_watched(module, name, entered, left))
         opened.enter_context(counter)
         opened.enter_context(_UseRecorder(tensors, run, stack))
-        call_model(model, inputs)
-        run.total_flops = counter.total
+        returned = call_model(model, inputs)
+        run.total_flops, run.several = counter.total, has_several(returned)
     return run
 
 

@@ -51,6 +51,9 @@ class Forecast(Policies, Shown):
         Samples of the smallest class; of samples in groups, its groups.
     known_accuracy : float
         Of the model as it is on the known data; NaN where its labels are no places of the model's outputs.
+    drawing_gain : float
+        By how much the accuracy of ``"none"`` is higher than among all of the model's classes: where unknown classes
+        were drawn, every policy tells these apart alone.
 
     Examples
     --------
@@ -79,6 +82,7 @@ class Forecast(Policies, Shown):
     n_classes: int
     smallest_class: int
     known_accuracy: float = math.nan
+    drawing_gain: float = 0.0
 
     def best_within(self, tolerance: float, *, allowed: NDArray[np.bool_] | None = None) -> str:
         """Return the policy that trains the fewest parameters among those that are nearly as good as the best.

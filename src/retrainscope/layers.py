@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from retrainscope.batches import Batch, as_batches
+from retrainscope.batches import Batch, Inputs, as_batches
 from retrainscope.dryrun import DryRun, dry_run, first_samples, is_inside, measurable_modules
 from retrainscope.exceptions import LayerNotFoundError, LayerNotRunError, ReusedLayerError, UnsupportedModelError
-from retrainscope.lending import borrow, model_place
+from retrainscope.lending import autograd_on, borrow, gradients_in_evaluation, model_place
+from retrainscope.outputs import output_of
+from retrainscope.sharding import is_sharded
 from retrainscope.tables import Shown, Table
 from retrainscope.tokens import find_token_axes, unclear_tokens
-from retrainscope.tracing import check_calls, named_layers, run_layers
+from retrainscope.tracing import call_model, check_calls, named_layers, run_layers
 
 __all__ = ["Layers", "find_layers", "is_norm"]
 
@@ -87,7 +89,7 @@ class Layers(Shown):
             for name in (*self.names, self.head)
         ]
         rows[-1][0] += " (head)"
-        note = f"Not used by the forward pass: {', '.join(self.unused)}." if self.unused else ""
+        note = f"Not used for the output: {', '.join(self.unused)}." if self.unused else ""
         return Table("", ["layer", "output", "parameters", "operations"], rows, note=note)
 
 
@@ -118,7 +120,8 @@ def find_layers(
         around them are taken instead, from the innermost outwards (residual or transformer blocks), and if that
         leaves too few, 24 of them at even distances; the others count with the next one measured.
     head : str, optional
-        The module that produces the output. None takes the last one with weights that runs.
+        The module that produces the output. None takes the last one with weights that runs; of a model that returns
+        several tensors, the last one that the output depends on.
     input_layer : str, optional
         The module whose output stands for the input (an embedding); it is no layer to measure.
     calls : {"first", "last", "sum"}, optional
@@ -174,7 +177,13 @@ def layers_of(
             f"The input layer {input_layer!r} does not run in the forward pass. Name the module that does, such as the "
             "embedding of the encoder where several share its weights."
         )
-    head = head or _find_head(model, run)
+    reached = _reached(model, run, first_samples(inputs, 1))
+    if head is None:
+        head = _find_head(model, run, reached)
+    elif not any(id(p) in reached for p in model.get_submodule(head).parameters()):
+        _refuse_head(model, head)
+    without_effect = [name for name, parameter in model.named_parameters() if id(parameter) not in reached]
+    run.uses = {name: time for name, time in run.uses.items() if name not in without_effect}
     apart = [name for name in (head, input_layer) if name is not None]
     measurable = measurable_modules(model, run, inputs, n_samples, apart, reused=calls is not None)
     candidates = {*(measurable if asked is None else asked), *([] if input_layer is None else [input_layer])}
@@ -188,7 +197,7 @@ def layers_of(
         first = min(doubted, key=lambda name: run.ends[name][0])
         raise unclear_tokens(first, shapes_found[first])
     if asked is None:
-        names = _default_layers(model, run, apart, measurable - unclear)
+        names = _default_layers(model, run, apart, measurable - unclear, reached)
     else:
         names = tuple(name for name, exactly in asked.items() if exactly or name in measurable - unclear)
     _check_runs(run, names, head, reused=calls is not None)
@@ -236,10 +245,47 @@ def layers_of(
     )
 
 
-def _find_head(model: nn.Module, run: DryRun) -> str:
-    """Take the last module that has parameters of its own and runs."""
+def _reached(model: nn.Module, run: DryRun, inputs: Inputs) -> set[int]:
+    """Return the parameters that the model's output depends on, by their ids.
+
+    All of them, without a look, where a model returns nothing but that output, and where gradients do not tell.
+    """
+    everything = {id(parameter) for parameter in model.parameters()}
+    if not run.several or is_sharded(model):
+        return everything
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    asked = [parameter.requires_grad for parameter in parameters]
+    try:
+        with autograd_on(), gradients_in_evaluation(model):
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            output = output_of(model, call_model(model, inputs))
+            if output is None or not output.requires_grad:
+                return everything
+            found = torch.autograd.grad(output.abs().sum(), parameters, allow_unused=True)
+    except RuntimeError:  # what cannot be differentiated, which is told where gradients are needed
+        return everything
+    finally:
+        for parameter, before in zip(parameters, asked, strict=True):
+            parameter.requires_grad_(before)
+    return {id(parameter) for parameter, gradient in zip(parameters, found, strict=True) if gradient is not None}
+
+
+def _refuse_head(model: nn.Module, head: str) -> None:
+    """Refuse a head that has weights, none of which the model's output depends on."""
+    if any(True for _ in model.get_submodule(head).parameters()):
+        raise UnsupportedModelError(
+            f"The model returns several tensors, and the one that counts does not depend on the head {head!r}. What "
+            "counts is the entry 'logits', or else the first tensor: let the model return the class scores there."
+        )
+
+
+def _find_head(model: nn.Module, run: DryRun, reached: set[int]) -> str:
+    """Take the last module that runs and has parameters of its own, on which the output depends."""
     owning: list[str] = [
-        name for name, module in model.named_modules() if name in run.ends and name and _own_parameters(name, module)
+        name
+        for name, module in model.named_modules()
+        if name in run.ends and name and any(id(p) in reached for p in _own_parameters(name, module))
     ]
     if not owning:
         raise UnsupportedModelError(
@@ -269,14 +315,16 @@ def _asked(model: nn.Module, layers: Iterable[str | type[nn.Module]]) -> dict[st
     return found
 
 
-def _default_layers(model: nn.Module, run: DryRun, apart: list[str], measurable: set[str]) -> tuple[str, ...]:
+def _default_layers(
+    model: nn.Module, run: DryRun, apart: list[str], measurable: set[str], reached: set[int]
+) -> tuple[str, ...]:
     modules = dict(model.named_modules())
 
     def has_weights(name: str) -> bool:
         # Of embeddings, positions and kinds of token say nothing of a sample, and the rest is the input layer.
         if name == "" or name not in run.ends or isinstance(modules[name], nn.Embedding | nn.EmbeddingBag):
             return False
-        return any(parameter.ndim > 1 for parameter in _own_parameters(name, modules[name]))
+        return any(p.ndim > 1 and id(p) in reached for p in _own_parameters(name, modules[name]))
 
     owning = [name for name in modules if has_weights(name)]
     weighted = [name for name in owning if not any(is_inside(other, name) for other in owning if other != name)]

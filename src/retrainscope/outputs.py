@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-__all__ = ["is_packed", "output_of", "with_output"]
+__all__ = ["has_several", "is_packed", "output_of", "with_output"]
 
-_MAIN_KEYS = ("last_hidden_state", "logits")
+_MAIN_KEYS = ("logits", "last_hidden_state")  # the first that is there
 
 
 def output_of(module: nn.Module, returned: Any, n_tokens: int | None = None) -> Tensor | None:
     """Return what counts as a module's output: one tensor, with the samples first.
 
     That is what the module returns, or the first tensor in it: a tuple or list is looked through in order, a
-    mapping (a ``ModelOutput`` of Hugging Face is one) too, but there the entry ``last_hidden_state`` or ``logits``
-    comes first. Integers, as positions or lengths, do not count. A packed sequence is padded to shape (n_samples,
-    n_tokens, ...). Recurrent and attention modules that have the samples second get them first.
+    mapping (a ``ModelOutput`` of Hugging Face is one) too, but there the entry ``logits``, and after it
+    ``last_hidden_state``, comes first. Integers, as positions or lengths, do not count. A packed sequence is padded to
+    shape (n_samples, n_tokens, ...). Recurrent and attention modules that have the samples second get them first.
 
     Parameters
     ----------
@@ -40,6 +40,11 @@ def output_of(module: nn.Module, returned: Any, n_tokens: int | None = None) -> 
         n_tokens = max(n_tokens, len(found.batch_sizes))
         return pad_packed_sequence(found, batch_first=True, total_length=n_tokens)[0]
     return None if found is None else _batch_first(module, found)
+
+
+def has_several(returned: Any) -> bool:
+    """Tell whether there are more tensors than the one that counts in what a module returned."""
+    return sum(1 for _ in _candidates(returned)) > 1
 
 
 def is_packed(returned: Any) -> bool:
@@ -72,13 +77,17 @@ def _candidates(returned: Any) -> Iterator[tuple[Any, Tensor | PackedSequence]]:
         return
     items: list[tuple[Any, Any]] = []
     if isinstance(returned, Mapping):
-        items = sorted(returned.items(), key=lambda item: item[0] not in _MAIN_KEYS)
+        items = sorted(returned.items(), key=lambda item: _place(item[0]))
     elif isinstance(returned, tuple | list):
         items = [*enumerate(returned)]
     for place, item in items:
         found = _main(item)
         if found is not None:
             yield place, found
+
+
+def _place(key: Any) -> int:
+    return _MAIN_KEYS.index(key) if key in _MAIN_KEYS else len(_MAIN_KEYS)
 
 
 def _put(returned: Any, replaced: Tensor | PackedSequence) -> Any:

@@ -33,7 +33,9 @@ class Predicted:
     groups: NDArray[np.int64]
     weights: Floats  # of the samples in each bootstrap draw
 
-    def forecast(self, layers: Layers, as_is: NDArray[np.bool_] | None, known_accuracy: float) -> Forecast:
+    def forecast(
+        self, layers: Layers, as_is: NDArray[np.bool_] | None, known_accuracy: float, *, drawing_gain: float = 0.0
+    ) -> Forecast:
         """Return the expected errors; `as_is` tells which samples the model gets right as it is, if it can be used."""
         targets, errors, hits = self.targets, self.found.errors, self.found.hits.astype(np.float64)
         trained = self.sets
@@ -59,6 +61,7 @@ class Predicted:
             n_classes=len(counts),
             smallest_class=min(independent),
             known_accuracy=known_accuracy,
+            drawing_gain=drawing_gain,
         )
 
     def scores(self, layers: Layers, known_classes: tuple[Label, ...], known: Floats, estimator: str) -> LayerScores:
@@ -123,9 +126,9 @@ def checked_groups(groups: Any, batches: Batches, n_samples: int | None = None) 
     what = f"The 'groups' parameter must have one entry for {wanted} of the {batches.name} data, in their order."
     if not fits or (n_samples is not None and len(plain) != n_samples):
         raise InvalidDataError(f"{what} Got {f'{len(plain)} entries' if fits else type(groups).__name__}.")
-    strange = next((one for one in plain if not isinstance(one, Hashable) or isinstance(one, Tensor)), None)
-    if strange is not None:
-        raise InvalidDataError(f"{what} Got {strange!r} among them; give numbers or strings.")
+    for place, one in enumerate(plain):
+        if one is None or not isinstance(one, Hashable) or isinstance(one, Tensor) or one != one:
+            raise InvalidDataError(f"{what} Got {one!r} at place {place}; give numbers or strings.")
     return plain
 
 

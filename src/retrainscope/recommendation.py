@@ -45,7 +45,7 @@ DEFAULT_THRESHOLD = 0.15
 _TRIALS = "trial.json"  # in the checkpoint's folder
 _NO_FORECAST = (
     "budget=, groups= and trial= are for the forecast, which needs unknown data with labels of at least two classes "
-    "and a model that returns one row of class scores a sample. Leave them out."
+    "and a model that returns one row of class scores a sample. Leave them out"
 )
 
 
@@ -190,7 +190,7 @@ def recommend_layers(
             notes.append("There is no forecast, which needs unknown data with labels of at least two classes.")
     only_for_forecasts = bool(limits) or groups is not None or trial is not None
     if only_for_forecasts and probe is None:
-        raise InvalidDataError(_NO_FORECAST)
+        raise InvalidDataError(f"{_NO_FORECAST}.")
     if groups is not None:
         groups = checked_groups(groups, data.unknown, data.unknown.n_samples)
     parts = NOTHING_KEPT if checkpoint is None else _opened(checkpoint, model, data, estimators, groups, trial)
@@ -199,7 +199,7 @@ def recommend_layers(
         if refusal is None:  # the pass of the spread, which comes first, notes what the forecast needs to know
             spread._noting = probe._noted = {"known": Answers(of_model=True), "unknown": Answers(of_model=False)}
         elif only_for_forecasts:
-            raise InvalidDataError(_NO_FORECAST) from refusal
+            raise InvalidDataError(f"{_NO_FORECAST}: {refusal}") from refusal
         else:
             notes.append(f"There is no forecast: {refusal}")
             probe, estimators = None, estimators[:1]
@@ -214,7 +214,7 @@ def recommend_layers(
                     if estimator is not probe:
                         raise
                     if only_for_forecasts:
-                        raise InvalidDataError(_NO_FORECAST) from error
+                        raise InvalidDataError(f"{_NO_FORECAST}: {error}") from error
                     notes.append(f"There is no forecast: {error}")
                     probe, estimators, costs = None, estimators[:1], costs[:1]
             _check_same_layers(estimators)

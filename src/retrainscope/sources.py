@@ -42,9 +42,7 @@ class Indexed:
 def source_of(data: Any, name: str, batch_size: int) -> Indexed | Iterable[Any]:
     """Turn data into samples that can be reached one by one, or into a re-iterable of batches."""
     # By the module's name, as to import it takes seconds; a folder of one's own may have that name too.
-    if type(data).__module__.partition(".")[0] == "datasets" and (
-        hasattr(data, "with_format") or not isinstance(data, Dataset)
-    ):
+    if type(data).__module__.partition(".")[0] == "datasets" and hasattr(data, "with_format"):
         return _hugging_face(data, name, batch_size)
     if isinstance(data, Tensor | np.ndarray | Mapping | tuple):
         inputs, labels = split_labels(data, name)

@@ -13,7 +13,7 @@ from torch import nn
 
 from retrainscope.batches import Label, as_batches, input_shapes
 from retrainscope.checkpoints import Checkpoint, check_checkpoint, fingerprint, name_of
-from retrainscope.checks import check_device
+from retrainscope.checks import check_device, check_number
 from retrainscope.layers import layers_of
 from retrainscope.lending import autograd_on, borrow, model_place
 from retrainscope.policies import policy_name, policy_sets
@@ -140,6 +140,8 @@ def sweep_layers(
     >>> sweep.policies
     ('none', 'head', 'all')
     """
+    if test is None:
+        check_number("test_size", test_size, whole=False, below=1)
     options = Options(
         steps=steps,
         batch_size=batch_size,

@@ -1,7 +1,7 @@
 """What a sweep has to learn: data, classes, splits, and the models that every policy starts from."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,8 @@ from retrainscope.processes import from_first, n_processes
 
 __all__ = ["MakeOptimizer", "Options", "Task"]
 
+_DRAWS = 50  # of a split into whole groups, of which the nearest to the shares is taken
+
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 
 
@@ -55,7 +57,8 @@ class Options:
         check_number("validation_size", self.validation_size, whole=False, below=1)
         if self.test_size is not None:
             check_number("test_size", self.test_size, whole=False, below=1)
-        rates = [*self.learning_rates] if isinstance(self.learning_rates, Iterable) else []
+        several = isinstance(self.learning_rates, Iterable) and not isinstance(self.learning_rates, Iterator)
+        rates = [*self.learning_rates] if several else []
         if not rates:
             raise InvalidDataError(
                 "The 'learning_rates' parameter must be a sequence of at least one number. Got "
@@ -259,30 +262,71 @@ def _split(
     options: Options,
     rng: np.random.Generator,
 ) -> Split:
-    """Divide the samples of each class at random, whole groups at a time."""
-    part_of: dict[Label, int] = {}  # of each group: 0 to test on, 1 to validate, 2 to train on
-    for label in classes:
-        rows = [row for row, other in enumerate(labels) if other == label]
-        n_test = 0 if options.test_size is None else max(1, round(options.test_size * len(rows)))
-        n_validation = max(1, round(options.validation_size * (len(rows) - n_test)))
-        sizes = Counter(groups[row] for row in rows)
-        units, found, wanted = [*sizes], [0, 0, 0], [n_test, n_validation, len(rows)]
-        for place in rng.permutation(len(units)):
-            group = units[place]
-            part = part_of.setdefault(group, next(part for part in range(3) if found[part] < wanted[part]))
-            found[part] += sizes[group]
-        if not all(n or not least for n, least in zip(found, wanted, strict=True)):
-            raise InvalidDataError(_too_few(label, len(rows), len(sizes), n_test, n_validation))
-    parts = np.array([part_of[group] for group in groups])
+    """Divide the samples of each class at random, whole groups at a time, and as near to the shares as some draws come.
+
+    Without groups the first draw has the shares.
+    """
+    sizes = {label: Counter[Label]() for label in classes}
+    for label, group in zip(labels, groups, strict=True):
+        sizes[label][group] += 1
+    wanted = {label: _wanted(options, sum(mine.values())) for label, mine in sizes.items()}
+    best: dict[Label, int] = {}
+    least, lacking = np.inf, ""
+    for _ in range(_DRAWS):
+        part_of: dict[Label, int] = {}  # of each group
+        off = 0
+        for label, mine in sizes.items():
+            found = _filled(mine, wanted[label], part_of, rng)
+            off += sum(abs(n - w) for n, w in zip(found, wanted[label], strict=True))
+            if not all(n or not w for n, w in zip(found, wanted[label], strict=True)) or not found[-1]:
+                lacking = lacking or _too_few(label, mine, wanted[label], found)
+                break
+        else:
+            if off < least:
+                best, least = part_of, off
+            if off == 0:
+                break
+    if not best:
+        raise InvalidDataError(lacking)
+    parts = np.array([best[group] for group in groups])
     test, validation, train = (np.flatnonzero(parts == part) for part in range(3))
     return Split(train=train, validation=validation, test=None if options.test_size is None else test)
 
 
-def _too_few(label: Label, n_samples: int, n_groups: int, n_test: int, n_validation: int) -> str:
+def _wanted(options: Options, n_samples: int) -> tuple[int, int, int]:
+    """Return how many samples of a class to test on, to validate and, what is left, to train on."""
+    n_test = 0 if options.test_size is None else max(1, round(options.test_size * n_samples))
+    n_validation = max(1, round(options.validation_size * (n_samples - n_test)))
+    return n_test, n_validation, max(0, n_samples - n_test - n_validation)
+
+
+def _filled(
+    sizes: Counter[Label], wanted: tuple[int, int, int], part_of: dict[Label, int], rng: np.random.Generator
+) -> list[int]:
+    """Fill the parts with the groups of a class, in random order; return how many samples each part has then."""
+    units, found = [*sizes], [0, 0, 0]
+    for group in units:
+        if group in part_of:  # by a class before
+            found[part_of[group]] += sizes[group]
+    free = [units[place] for place in rng.permutation(len(units)) if units[place] not in part_of]
+    for number, group in enumerate(free):
+        empty = [part for part in range(3) if wanted[part] and not found[part]]
+        short = [part for part in range(2) if found[part] < wanted[part]]
+        # The last groups are kept for parts that have none.
+        part = empty[0] if empty and len(free) - number <= len(empty) else next(iter(short), 2)
+        part_of[group] = part
+        found[part] += sizes[group]
+    return found
+
+
+def _too_few(label: Label, sizes: Counter[Label], wanted: tuple[int, int, int], found: list[int]) -> str:
+    n_samples, n_groups, (n_test, n_validation, _) = sum(sizes.values()), len(sizes), wanted
     in_groups = "" if n_groups == n_samples else f" in {n_groups} group{'' if n_groups == 1 else 's'}"
     held_out = f"{n_validation} to validate{f' and {n_test} to test' if n_test else ''}"
     samples = f"{n_samples} sample{'' if n_samples == 1 else 's'}{in_groups}"
+    # With groups that other classes are in too it may be another part that is left without.
+    lacks = "to train on" if not found[2] else "to validate" if not found[1] else "to test"
     return (
-        f"The unknown class {label!r} has {samples}: with {held_out} none is left to train on. Give at least "
+        f"The unknown class {label!r} has {samples}: with {held_out} none is left {lacks}. Give at least "
         f"{3 if n_test else 2}{' groups' if in_groups else ''}, better fifty, or hold out a smaller share."
     )

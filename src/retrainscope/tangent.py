@@ -271,9 +271,18 @@ class TangentProbe(LayerEstimator):
         bases = self._head_kernels(model, chosen, features, sets)
         left_out = kernel_ridge(brought, bases, targets, sets, groups=members)
         own = own_places(self._n_outputs, self._known_classes, every_class)  # of those that are not drawn too
-        as_is = None if own is None else outputs.argmax(axis=1) == np.array([own[label] for label in labels])
         predicted = Predicted(left_out, sets, classes, targets, members, bootstrap(targets, members, rng))
-        self.forecast_ = from_first("the forecast", predicted.forecast(self.layers_, as_is, self._known_accuracy))
+        if own is None:
+            forecast = predicted.forecast(self.layers_, None, self._known_accuracy)
+        else:  # among the classes that are told apart here, as with every other policy
+            as_is = outputs[:, [own[label] for label in classes]].argmax(axis=1) == targets
+            among_all = outputs.argmax(axis=1) == np.array([own[label] for label in labels])
+            drawn = len(classes) < len(every_class)
+            gain = float(as_is.mean() - among_all.mean()) if drawn else 0.0
+            forecast = predicted.forecast(
+                self.layers_, as_is if drawn else among_all, self._known_accuracy, drawing_gain=gain
+            )
+        self.forecast_ = from_first("the forecast", forecast)
         return predicted
 
     def _answers(self, model: nn.Module, batches: Batches, *, of_model: bool) -> Answers:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from retrainscope.checks import check_number, reason_of
 from retrainscope.choice import Choice, confirm
 from retrainscope.exceptions import CheckpointError, InvalidDataError, ProcessError, RetrainscopeError
 from retrainscope.forecast import Forecast
@@ -34,6 +35,7 @@ def check_trial(trial: Mapping[str, Any] | None, *, own: Iterable[str]) -> None:
         )
     given = {name: trial.get(name, default.default) for name, default in defaults.items()}
     given["optimizer"] = given["optimizer"] or torch.optim.Adam
+    check_number("test_size", given["test_size"], whole=False, below=1)
     Options(**{field.name: given[field.name] for field in fields(Options)}).checked()
 
 
@@ -74,8 +76,9 @@ def try_out(
         sweep = sweep_layers(model, known, unknown, policies=_to_try(choice, forecast, allowed), **options)
     except (CheckpointError, ProcessError):
         raise
-    except RetrainscopeError as error:  # for which the forecast must not be lost
-        return choice, None, f"It could not be tried out: {error}"
+    except Exception as error:  # of the user's optimizer too: the forecast must not be lost for it
+        told = str(error) if isinstance(error, RetrainscopeError) else f"{type(error).__name__}: {reason_of(error)}"
+        return choice, None, f"It could not be tried out: {told}"
     confirmed = confirm(choice, sweep)
     return confirmed, sweep, _trial_text(sweep, choice, confirmed)
 
@@ -87,6 +90,11 @@ def _to_try(choice: Choice, forecast: Forecast, allowed: NDArray[np.bool_] | Non
 
 
 def _trial_text(sweep: LayerSweep, before: Choice, after: Choice) -> str:
-    results = ", ".join(f"{policy} {accuracy:.1%}" for policy, accuracy in sweep.mean_accuracy.items())
+    results = ", ".join(
+        f"{policy} {f'{accuracy:.1%}' if np.isfinite(accuracy) else 'diverged'}"
+        for policy, accuracy in sweep.mean_accuracy.items()
+    )
     text = f"Tried out on {sweep.n_samples[2]} samples that were held out: {results}."
+    if before.policy in sweep.mean_accuracy and np.isnan(sweep.mean_accuracy[before.policy]):
+        return f"{text} What the forecast speaks for could not be trained: give smaller learning_rates= in trial=."
     return text if after == before else f"{text} The forecast spoke for {before.policy}, which was clearly worse."
