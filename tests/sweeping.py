@@ -73,27 +73,27 @@ class Watch(nn.Module):
 
     def __init__(self, seen: list[tuple[bool, list[int]]]) -> None:
         super().__init__()
-        self.seen = seen
+        self.kept = (seen,)  # what a module holds itself is given back
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Watch":
-        return Watch(self.seen).train(self.training)
+        return Watch(*self.kept).train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append((self.training, x[:, 3].int().tolist()))
+        self.kept[0].append((self.training, x[:, 3].int().tolist()))
         return x * torch.tensor([1.0, 1.0, 1.0, 0.0])
 
 
 class Kept(nn.Sequential):
     """A sequence that keeps each copy that is made of it."""
 
-    copies: list[nn.Module]
+    copies: tuple[list[nn.Module]]  # what a module holds itself is given back
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Kept":
         twin = memo[id(self)] = self.__new__(type(self))
         twin.__dict__.update(
             {name: value if name == "copies" else copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
         )
-        self.copies.append(twin)
+        self.copies[0].append(twin)
         return twin
 
 

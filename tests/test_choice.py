@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from forecasts import forecast_of
 
-from retrainscope.choice import LEAST_SAMPLES, Choice, choose
+from retrainscope.choice import LEAST_SAMPLES, Choice, choose, remarks
 
 NAN = float("nan")
 CLEAR = {"none": NAN, "head": 0.40, "head + c1": 0.18, "head + c2": 0.17, "all": 0.10}
@@ -49,6 +49,38 @@ def test_none_needs_the_accuracy_of_the_known_data(known, policy):
     """A model that does worse than on known data, beyond two points, is not left as it is, whatever the forecast."""
     forecast = forecast_of(CLEAR, accuracy={"none": 0.9}, known_accuracy=known)
     assert choose(forecast, 0.01) == Choice(policy)
+
+
+@pytest.mark.parametrize(("gain", "policy"), [(0.0, "none"), (0.15, "all")])
+def test_drawn_classes_are_told_apart_more_easily(gain, policy):
+    """Beside the accuracy on known data counts that among all classes, beside other policies that among those drawn."""
+    forecast = forecast_of(CLEAR, accuracy={"none": 0.9}, known_accuracy=0.8, drawing_gain=gain)
+    assert choose(forecast, 0.01) == Choice(policy)
+
+
+@pytest.mark.parametrize(
+    ("changed", "labels", "said"),
+    [
+        ({"known_accuracy": 0.9}, {0, 1}, ""),
+        ({"known_accuracy": 0.5}, {0, 1}, "the model gets 50.0% of the known data right, no more than by chance"),
+        ({"n_classes": 2}, {0, 1, 2}, "The forecast is of 2 of the 3 unknown classes"),
+        ({"n_copies": 3}, {0, 1}, "Of the 100 unknown samples that the forecast is of, 3 have the inputs of another"),
+    ],
+)
+def test_remarks(changed, labels, said):
+    """What is odd about data and labels is said."""
+    told = " ".join(remarks(forecast_of(CLEAR, **changed), labels, {0, 1}, known_chance=0.5))
+    assert said in told
+    assert bool(told) is bool(said)
+
+
+def test_a_model_that_cannot_be_judged_as_it_is_is_told():
+    """Where known classes have labels that are no places of the outputs, there is no none, and why is said."""
+    without = {name: error for name, error in CLEAR.items() if name != "none"}
+    told = [*remarks(forecast_of(without), {"a"}, {"a", "b"}, known_chance=0.5)]
+    assert len(told) == 1
+    assert "The model could not be judged as it is" in told[0]
+    assert not [*remarks(forecast_of(without), {"c"}, {"a", "b"}, known_chance=0.5)]  # new classes need a new head
 
 
 def test_without_none_the_head_is_the_least():

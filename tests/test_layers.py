@@ -925,3 +925,48 @@ layer        output  parameters  operations
     found = find_layers(model, torch.zeros(4, 1, 4, 4))
     assert str(found) == f"{text}\nNot used for the output: spare, idle."
     assert "<td>2 x 2 x 2</td>" in found._repr_html_()
+
+
+class Aside(nn.Module):
+    """Has a second branch, whose output comes last or is returned beside the class scores."""
+
+    def __init__(self, returned) -> None:
+        super().__init__()
+        self.first, self.second, self.scores = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.aside, self.returned = nn.Linear(4, 5), returned
+
+    def forward(self, x):
+        inner = self.first(x).relu()
+        scores = self.scores(self.second(inner).relu())
+        return self.returned(scores, self.aside(inner))
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda scores, other: {"logits": scores, "other": other},
+        lambda scores, other: {"other": other, "logits": scores},
+        lambda scores, other: (scores, other),
+    ],
+)
+def test_the_head_is_what_the_output_depends_on(returned):
+    """A branch beside the class scores that runs after them is no head and no layer, and can be named as none."""
+    model = Aside(returned)
+    model.second.requires_grad_(False)
+    with unchanged(model):
+        found = find_layers(model, torch.zeros(4, 3))
+    assert (found.names, found.head) == (("first", "second"), "scores")
+    assert found.unused == ("aside.weight", "aside.bias")
+    assert found.parameters["scores"] == ("scores.weight", "scores.bias")
+    with torch.no_grad():
+        assert find_layers(model, torch.zeros(4, 3)).head == "scores"
+    message = "the one that counts does not depend on the head 'aside'. What counts is the entry 'logits'"
+    with unchanged(model), pytest.raises(UnsupportedModelError, match=message):
+        find_layers(model, torch.zeros(4, 3), head="aside")
+    assert find_layers(model, torch.zeros(4, 3), head="scores") == found
+
+
+def test_without_gradients_the_head_is_what_runs_last():
+    """Where gradients do not tell what an output depends on, the last module with weights is the head."""
+    model = Aside(lambda scores, other: (scores.detach(), other))
+    assert find_layers(model, torch.zeros(4, 3)).head == "aside"

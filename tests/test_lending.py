@@ -1,6 +1,7 @@
 """A model that is lent, and given back bit for bit on every path; models that cannot be."""
 
 import contextlib
+import functools
 import random
 
 import numpy as np
@@ -17,6 +18,7 @@ from helpers import (
 )
 from torch import nn
 
+from retrainscope import snapshot
 from retrainscope.exceptions import (
     UnsupportedModelError,
 )
@@ -380,16 +382,29 @@ def test_embeddings_of_a_largest_norm_are_given_back(kind):
         assert model[0].weight[0].norm() < 0.51
 
 
-def test_a_parameter_written_to_in_place_is_told():
-    """What a forward pass writes to its weights in place cannot be given back, so it is refused by name."""
+def test_a_parameter_written_to_in_place_is_told(monkeypatch):
+    """What a forward pass writes to its weights in place is taken back, and the model refused by name."""
+    writes = {
+        "weight": lambda weight: weight.clamp_(-0.1, 0.1),
+        "data": lambda weight: weight.data.clamp_(-0.1, 0.1),
+        "detached": lambda weight: weight.detach().clamp_(-0.1, 0.1),
+    }
+    layer = nn.Linear(2, 2)
 
-    def clip(x):
+    def clip(x, write):
         with torch.no_grad():
-            model[0].weight.clamp_(-0.1, 0.1)
+            write(layer.weight)
         return x
 
-    model = nn.Sequential(nn.Linear(2, 2), Apply(clip))
-    with pytest.raises(UnsupportedModelError, match=r"writes to its parameter '0\.weight' in place"), borrow(model):
+    for write in writes.values():
+        model = nn.Sequential(layer, Apply(functools.partial(clip, write=write)))
+        nn.init.constant_(model[0].weight, 0.5)
+        message = r"writes to its parameter '0\.weight' in place.*measuring would change it"
+        with unchanged(model), pytest.raises(UnsupportedModelError, match=message), borrow(model):
+            model(INPUTS)
+    monkeypatch.setattr(snapshot, "_MOST_KEPT", 0)  # of a large model the content is not kept
+    model = nn.Sequential(layer, Apply(functools.partial(clip, write=writes["weight"])))
+    with pytest.raises(UnsupportedModelError, match="measuring has changed it"), borrow(model):
         model(INPUTS)
     model.append(Apply(lambda x: 1 // 0))
     with pytest.raises(ZeroDivisionError), borrow(model):  # an error of the model's own comes first
@@ -442,3 +457,51 @@ def test_gradients_of_recurrent_modules_do_without_cudnn():
     assert torch.backends.cudnn.enabled == before
     with gradients_in_evaluation(small_mlp()):
         assert torch.backends.cudnn.enabled == before
+
+
+class Settling(nn.Module):
+    """Sets itself up when it first runs, and keeps what it has seen, as models of transformers do with their hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.ready, self.n_noted = nn.Linear(2, 2), False, 0
+        self.history, self.cache, self.names = [1], {"a": 1}, {"b"}
+        self.mean = torch.zeros(2)
+
+    def forward(self, x):
+        if not self.ready:
+            self.inner.register_forward_hook(lambda *_: setattr(self, "n_noted", self.n_noted + 1))
+            self.ready = True
+        self.history.append(len(x))
+        self.cache.clear()
+        self.names.add("c")
+        self.mean.add_(x.mean(dim=0))
+        return self.inner(x)
+
+
+def test_hooks_and_tables_of_modules_are_given_back():
+    """What a model hooks into itself and notes while it is lent is gone: to lend it again does not add to it."""
+    model = nn.Sequential(Settling(), nn.Linear(2, 2))
+    for _ in range(3):
+        with borrow(model):
+            model(INPUTS)
+            model(INPUTS)
+    settling = model[0]
+    assert (settling.ready, settling.history, settling.cache, settling.names) == (False, [1], {"a": 1}, {"b"})
+    assert settling.mean.tolist() == [0.0, 0.0]
+    assert not settling.inner._forward_hooks
+    model(INPUTS)
+    assert settling.n_noted == 1
+
+
+def test_parameters_of_all_kinds_are_given_back():
+    """A largest norm of something else, weights with NaN and sparse weights are no reason to refuse a model."""
+    model = nn.Sequential(nn.Linear(2, 2), Apply(lambda x: (model.graph @ x.T).T))
+    model.max_norm = 5.0
+    model.graph = nn.Parameter(torch.eye(2).to_sparse(), requires_grad=False)
+    with torch.no_grad():
+        model[0].bias[0] = torch.nan
+    with borrow(model):
+        assert model(INPUTS).shape == (2, 2)
+    assert model[0].bias.isnan().tolist() == [True, False]
+    assert torch.equal(model.graph.to_dense(), torch.eye(2))

@@ -23,11 +23,12 @@ Pair = namedtuple("Pair", ["first", "second"])
         lambda x: ((torch.arange(3), x + 1), x),
         lambda x: Pair(x + 1, x),
         lambda x: {"states": x, "last_hidden_state": x + 1},
+        lambda x: {"last_hidden_state": x, "logits": x + 1},
         lambda x: OrderedDict(positions=torch.arange(3), scores=x + 1, other=x),
     ],
 )
 def test_the_main_tensor_of_a_compound_output(output):
-    """Of a tuple, list or mapping the first floating tensor counts, of Hugging Face's names the last hidden state."""
+    """Of a tuple, list or mapping the first floating tensor counts, of Hugging Face's names the logits."""
     model = nn.Sequential(nn.Identity(), Apply(output))
     with trace_layers(model, ["1"]) as outputs:
         model(INPUTS)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def test_frozen_layers_are_not_touched():
     The optimizer gets these parameters and no others, also with weight decay, and in a model that was frozen.
     """
     model, recorder = Kept(*normed()), Recorder(functools.partial(torch.optim.AdamW, weight_decay=0.5))
-    model.copies = []
+    model.copies = ([],)
     model.requires_grad_(False)
     sweep = swept(model, samples(classes=("u", "v")), optimizer=recorder, steps=6)
     owned = {
@@ -167,7 +168,7 @@ def test_frozen_layers_are_not_touched():
         for layer, norm in (("0", "1"), ("4", "5"))
     }
     before = {name: content_of(tensor) for name, tensor in model.state_dict().items()}
-    copies = model.copies[-4:]  # the others were made to fit and try the head
+    copies = model.copies[0][-4:]  # the others were made to fit and try the head
     assert sweep.policies == ("head", "head + 0", "head + 4", "all")
     for policy, made, twin in zip(sweep.trained, recorder.made, copies, strict=True):
         expected = set().union(owned["8"], *(owned[layer] for layer in policy))
@@ -862,3 +863,59 @@ def test_too_few_groups_to_hold_out():
         swept(unknown=(X, y), groups=groups)
     with pytest.raises(InvalidDataError, match="must have one entry for each of the 60 samples of the unknown data"):
         swept(unknown=(X, y), groups=groups[:9])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[80, 10, 10], [60, 10, 10, 10, 10], [40, 40, 40]],
+    ids=["one large", "one large of five", "three equal"],
+)
+def test_few_groups_of_unequal_size_are_dealt(sizes):
+    """Every part gets a group of every class where there are three, and the largest is trained on."""
+    labels = [label for label in "ab" for _ in range(sum(sizes))]
+    groups = [f"{label}{number}" for label in "ab" for number, size in enumerate(sizes) for _ in range(size)]
+    shares = Options(4, 32, (1e-2,), torch.optim.Adam, 1, 0.2, 0.3)
+    for seed in range(20):
+        split = _split(labels, groups, ("a", "b"), shares, np.random.default_rng(seed))
+        assert max(Counter(groups[row] for row in split.train).values()) == max(sizes)
+        for part in (split.train, split.validation, split.test):
+            assert {labels[row] for row in part} == {"a", "b"}
+        assert sum(map(len, (split.train, split.validation, split.test))) == len(labels)
+
+
+def test_groups_of_several_classes_are_dealt():
+    """Patients with samples of several classes are held out whole, and every class is in every part."""
+    rng = np.random.default_rng(0)
+    rows = [(c, p) for p in range(20) for c in range(5) for _ in range(rng.integers(0, 12) * rng.integers(0, 2))]
+    labels, groups = [c for c, _ in rows], [p for _, p in rows]
+    shares = Options(4, 32, (1e-2,), torch.optim.Adam, 1, 0.2, 0.3)
+    for seed in range(20):
+        split = _split(labels, groups, tuple(range(5)), shares, np.random.default_rng(seed))
+        parts = split.train, split.validation, split.test
+        assert all({labels[row] for row in part} == set(range(5)) for part in parts)
+        assert sum(len({groups[row] for row in part}) for part in parts) == len(set(groups))
+
+
+def test_a_part_that_stays_empty_is_named():
+    """Where groups of several classes leave a part without one, the part is named."""
+    labels, groups = ["a", "a", "a", "b", "b"], [0, 1, 2, 0, 1]
+    shares = Options(4, 32, (1e-2,), torch.optim.Adam, 1, 0.2, 0.3)
+    with pytest.raises(InvalidDataError, match=r"class 'b' has 2 samples.* none is left to (train on|validate|test)"):
+        _split(labels, groups, ("a", "b"), shares, np.random.default_rng(0))
+
+
+def test_copies_are_held_out_together():
+    """Samples that a loader draws more than once are not trained on and tested on; noise is then not learnt."""
+    X, y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2
+    drawn = torch.randint(0, 60, (240,), generator=torch.Generator().manual_seed(1))
+    sweep = swept(unknown=(X[drawn], y[drawn] + 5), steps=100, policies=[["0", "2"]])
+    assert sweep.mean_accuracy["all"] < 0.75
+    assert sum(sweep.n_samples[:3]) == 240
+
+
+def test_samples_to_test_on_are_needed():
+    """Without test data a share is held out: None would test on what is trained on."""
+    with pytest.raises(InvalidDataError, match=r"'test_size' parameter must be a positive number below 1\. Got None"):
+        swept(test_size=None)
+    with pytest.raises(InvalidDataError, match="'learning_rates' parameter must be a sequence"):
+        swept(learning_rates=iter([1e-3]))

@@ -213,7 +213,9 @@ def test_groups_follow_the_samples_that_are_drawn():
     [
         ([0, 1], "2 entries"),
         ("video", "str"),
-        ([[0], [1]] * 16, r"\[0\] among them"),
+        ([[0], [1]] * 16, r"\[0\] at place 0"),
+        ([0.0] * 31 + [np.nan], "nan at place 31"),
+        (["a", None] * 16, "None at place 1"),
         (7, "int"),
         (np.arange(33), "33 entries"),
     ],
@@ -617,6 +619,64 @@ def test_many_classes_are_drawn_from():
     rec = rs.recommend_layers(model, known, (X, y + 100), random_state=0, progress=False)
     assert "The forecast is of 60 of the 80 unknown classes, drawn at random." in rec.notes
     np.testing.assert_array_equal(rec.forecast.error, forecast.error)
+
+
+def test_a_model_that_knows_many_classes_is_left_as_it_is():
+    """Where classes are drawn the model as it is tells these apart too, so that it is not behind for the others."""
+    rng = torch.Generator().manual_seed(0)
+    centres = 1.3 * torch.randn(100, 8, generator=rng)
+
+    def drawn(n):
+        y = torch.arange(100 * n) % 100
+        return centres[y] + 0.9 * torch.randn(100 * n, 8, generator=rng), y
+
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 100))
+    optimizer, (X, y) = torch.optim.Adam(model.parameters(), lr=0.02), drawn(30)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), y).backward()
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    rec = rs.recommend_layers(model, drawn(12), drawn(12), random_state=0, progress=False)
+    accuracy = dict(zip(rec.forecast.policies, rec.forecast.accuracy, strict=True))
+    assert rec.forecast.drawing_gain > 0.03
+    assert abs(accuracy["none"] - rec.forecast.drawing_gain - rec.forecast.known_accuracy) < 0.05
+    assert rec.verdict == "none"
+
+
+def test_copies_count_as_one():
+    """Samples that come more than once do not foretell each other: noise stays noise, and how many is said."""
+    rng = torch.Generator().manual_seed(0)
+    X, y = torch.randn(60, 4, generator=rng), torch.arange(60) % 3
+    once = rs.TangentProbe(classifier(), random_state=0).fit(samples()).forecast((X, y + 5))
+    loader = DataLoader(
+        TensorDataset(X, y + 5),
+        batch_size=32,
+        sampler=torch.utils.data.WeightedRandomSampler(torch.ones(60), 150, generator=rng),
+    )
+    rec = rs.recommend_layers(classifier(), samples(), loader, random_state=0)
+    assert once.n_copies == 0
+    assert rec.forecast.n_copies > 60
+    assert rec.forecast.smallest_class < 21
+    assert rec.forecast.accuracy.max() < 0.6
+    assert rec.verdict == "undecided"
+    assert any("as where a loader draws with replacement" in note for note in rec.notes)
+    own = rs.TangentProbe(classifier(), random_state=0).fit(samples())
+    grouped = own.forecast((X.repeat(2, 1), y.repeat(2) + 5), groups=[*range(60)] * 2)
+    alone = own.forecast((X.repeat(2, 1), y.repeat(2) + 5))
+    np.testing.assert_array_equal(grouped.error, alone.error)
+    assert alone.smallest_class == 20
+
+
+def test_groups_beside_a_sampler_of_batches():
+    """A sampler of batches of one's own may draw as it likes, so that groups cannot be told; the usual one is taken."""
+    X, y, groups = copies()
+    probe = rs.TangentProbe(linear_net(), random_state=0).fit((X, y))
+    data, batches = TensorDataset(X, y), [[*range(16, 32)], [*range(16)]]
+    with pytest.raises(InvalidDataError, match="which the sampler of the unknown data changes"):
+        probe.forecast(DataLoader(data, batch_sampler=batches), groups=groups)
+    told = probe.forecast(DataLoader(data, batch_size=16), groups=groups)
+    np.testing.assert_allclose(told.error, probe.forecast((X, y), groups=groups).error)
 
 
 def test_novel_classes_that_are_not_drawn_count():

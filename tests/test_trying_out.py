@@ -113,6 +113,32 @@ def test_a_trial_that_cannot_be_does_not_lose_the_forecast():
     assert "It could not be tried out: The head '0.4' is a Sequential" in rec.summary()
 
 
+def test_an_optimizer_that_fails_does_not_lose_the_forecast():
+    """What the user's own optimizer raises is a note, after a forecast that took long."""
+    known, unknown = samples(), samples(classes=(5, 6), seed=1)
+    trial = QUICK | {"optimizer": lambda parameters: torch.optim.SGD(parameters)}
+    rec = rs.recommend_layers(classifier(), known, unknown, random_state=0, trial=trial)
+    assert rec.trial is None
+    assert rec.forecast is not None
+    assert "It could not be tried out: TypeError: " in rec.summary()
+
+
+def test_what_diverges_in_a_trial_is_told():
+    """Where the training of what the forecast speaks for diverges, the advice stays, and rates are asked for."""
+
+    def bursting(parameters, rate):
+        return torch.optim.SGD(parameters, lr=rate if len(parameters) == 2 else 1e30)
+
+    model, known, unknown = classifier(), apart(), moved()
+    plain = rs.recommend_layers(model, known, unknown, random_state=0)
+    rec = rs.recommend_layers(model, known, unknown, random_state=0, trial=QUICK | {"optimizer": bursting})
+    assert (rec.layers, rec.verdict) == (plain.layers, plain.verdict)
+    policy = rec.forecast.policy_of(plain.layers)
+    assert f"{policy} diverged" in rec.summary()
+    assert "nan" not in rec.summary()
+    assert rec.summary().endswith("could not be trained: give smaller learning_rates= in trial=.")
+
+
 @pytest.mark.parametrize("trial", [{"speed": 1}, {"layers": ["0"]}, {"policies": []}, {"random_state": 1}, ["steps"]])
 def test_a_trial_takes_options_of_a_sweep(trial):
     """What is no option of a sweep, or is given to recommend_layers itself, is refused by name, with what there is."""
@@ -128,6 +154,8 @@ def test_a_trial_takes_options_of_a_sweep(trial):
         ([], "must be a mapping of options of sweep_layers"),
         ({"steps": 0}, "'steps'"),
         ({"learning_rates": 1e-3}, "'learning_rates' parameter must be a sequence"),
+        ({"learning_rates": iter([1e-3])}, "'learning_rates' parameter must be a sequence"),
+        ({"test_size": None}, "'test_size' parameter must be a positive number below 1"),
     ],
 )
 def test_trials_that_cannot_be(trial, message):

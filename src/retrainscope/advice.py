@@ -195,10 +195,17 @@ class Recommendation(Shown):
         if self.forecast is None:
             return text
         accuracy = dict(zip(self.forecast.policies, self.forecast.accuracy, strict=True))
-        policy = self.forecast.policy_of(self.layers)
+        policy = self.forecast.policy_of(self.layers) or HEAD
         shown = {policy: "this", HEAD: "the head alone", ALL: "everything"}
         parts = [f"{accuracy[name]:.1%} by {words}" for name, words in shown.items() if name in accuracy]
-        return f"{text} Forecast accuracy: {', '.join(parts)}."
+        text += f" Forecast accuracy: {', '.join(parts)}."
+        if policy != HEAD and accuracy.get(HEAD, -1) >= accuracy[policy]:
+            error = dict(zip(self.forecast.policies, self.forecast.error, strict=True))
+            text += (
+                f" What speaks for it is the squared error, which is finer: {error[policy]:.3f}, and {error[HEAD]:.3f} "
+                "by the head alone."
+            )
+        return text
 
     def verify(self, model: nn.Module, known: Any, unknown: Any, **options: Any) -> LayerSweep:
         """Retrain by every policy and by the advice, and see what the advice leaves lying.

@@ -16,7 +16,7 @@ from retrainscope.checks import all_finite
 from retrainscope.exceptions import InvalidDataError, NonFiniteError
 from retrainscope.lending import start_random
 from retrainscope.padding import n_tokens_of, token_mask
-from retrainscope.processes import n_processes, rank
+from retrainscope.processes import digest_of, n_processes, rank
 from retrainscope.sources import (
     Indexed,
     Inputs,
@@ -79,6 +79,12 @@ class Batch:
     def mask(self) -> Tensor | None:
         """Which tokens are real, of shape (n, n_tokens); None if the data does not tell what is padding."""
         return token_mask(self.inputs)
+
+    @property
+    def digests(self) -> list[str]:
+        """A few letters for each sample, which are the same where the inputs are."""
+        tensors = [tensor.cpu() for _, tensor in items_of(self.inputs)]
+        return [digest_of(tensor[row] for tensor in tensors) for row in range(len(self))]
 
     def take(self, rows: NDArray[np.int64]) -> "Batch":
         """Return the batch of these rows only."""

@@ -1,17 +1,19 @@
 """From a forecast to one policy, or to the answer that the data does not decide it."""
 
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrainscope.batches import Label
 from retrainscope.forecast import Forecast
 from retrainscope.policies import NONE
 from retrainscope.scores import CONFIDENCE, TAILS
 from retrainscope.tangent import MOST_SAMPLES
 from retrainscope.trials import LayerSweep
 
-__all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose", "confirm"]
+__all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose", "confirm", "remarks"]
 
 # Chosen on the tuning tasks of the benchmark; see docs/advice.md.
 DEFAULT_TOLERANCE = 0.01  # of the squared error: a smaller set that is no worse than that is good enough
@@ -97,6 +99,37 @@ def _what_helps(forecast: Forecast) -> str:
     if forecast.smallest_class < min(_MANY_SAMPLES, MOST_SAMPLES // forecast.n_classes):
         return "Give more samples, better fifty of every class."
     return "It looks at no more samples than that: give a larger tolerance=, or try the policies out by sweep_layers."
+
+
+def remarks(forecast: Forecast, labels: Set[Label], known: Set[Label], *, known_chance: float) -> Iterator[str]:
+    """Yield what is to be known of the data and the labels that a forecast is of.
+
+    Parameters
+    ----------
+    forecast : Forecast
+    labels, known : set of labels
+        All of the unknown and of the known data.
+    known_chance : float
+        The accuracy of always naming the largest known class; NaN without labels.
+    """
+    if forecast.n_classes < len(labels):
+        yield f"The forecast is of {forecast.n_classes} of the {len(labels)} unknown classes, drawn at random."
+    if forecast.n_copies:
+        yield (
+            f"Of the {forecast.n_samples} unknown samples that the forecast is of, {forecast.n_copies} have the inputs "
+            "of another one, as where a loader draws with replacement. They count as one with it, unless groups= says "
+            "otherwise."
+        )
+    if labels <= known and NONE not in forecast.policies:
+        yield (
+            "The model could not be judged as it is, since the labels are not the places of its outputs (whole numbers "
+            "from 0); so the answer is never 'none'."
+        )
+    if forecast.known_accuracy <= known_chance:
+        yield (
+            f"By the labels the model gets {forecast.known_accuracy:.1%} of the known data right, no more than by "
+            "chance. See that the labels are the places of its outputs, and that it is trained."
+        )
 
 
 def confirm(choice: Choice, sweep: LayerSweep) -> Choice:

@@ -51,6 +51,9 @@ class Forecast(Policies, Shown):
         Samples of the smallest class; of samples in groups, its groups.
     known_accuracy : float
         Of the model as it is on the known data; NaN where its labels are no places of the model's outputs.
+    n_copies : int
+        Samples with the inputs of an earlier one, as when a loader draws with replacement. Unless groups were given
+        they count as one with it.
     drawing_gain : float
         By how much the accuracy of ``"none"`` is higher than among all of the model's classes: where unknown classes
         were drawn, every policy tells these apart alone.
@@ -82,6 +85,7 @@ class Forecast(Policies, Shown):
     n_classes: int
     smallest_class: int
     known_accuracy: float = math.nan
+    n_copies: int = 0
     drawing_gain: float = 0.0
 
     def best_within(self, tolerance: float, *, allowed: NDArray[np.bool_] | None = None) -> str:

@@ -32,6 +32,7 @@ class Predicted:
     targets: NDArray[np.int64]  # places among the classes
     groups: NDArray[np.int64]
     weights: Floats  # of the samples in each bootstrap draw
+    n_copies: int
 
     def forecast(
         self, layers: Layers, as_is: NDArray[np.bool_] | None, known_accuracy: float, *, drawing_gain: float = 0.0
@@ -61,6 +62,7 @@ class Predicted:
             n_classes=len(counts),
             smallest_class=min(independent),
             known_accuracy=known_accuracy,
+            n_copies=self.n_copies,
             drawing_gain=drawing_gain,
         )
 

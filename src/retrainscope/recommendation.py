@@ -20,7 +20,7 @@ from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
 from retrainscope.checkpoints import check_integer, fingerprint, read_trials
 from retrainscope.checks import check_number
-from retrainscope.choice import DEFAULT_TOLERANCE, choose
+from retrainscope.choice import DEFAULT_TOLERANCE, choose, remarks
 from retrainscope.costs import Cost, costing
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.heads import predictions_of
@@ -234,10 +234,7 @@ def recommend_layers(
         advice = combine(scores, measured, **rules)
     else:
         forecast, sweep = probe.forecast_, None
-        if forecast.n_classes < len(labels):
-            notes.append(
-                f"The forecast is of {forecast.n_classes} of the {len(labels)} unknown classes, drawn at random."
-            )
+        notes += remarks(forecast, labels, known_labels, known_chance=probe._known_chance)
         allowed = allowed_policies(forecast, measured, limits)
         choice = choose(forecast, DEFAULT_TOLERANCE if tolerance is None else float(tolerance), allowed=allowed)
         if trial is not None and choice.policy is not None:

@@ -126,7 +126,8 @@ class Task:
         outputs = torch.cat(ends)
         _check_scores(outputs)
         n_outputs = outputs.shape[1]
-        labels, known_labels = _labels(unknown), _labels(known)
+        labels, digests = _labels_and_digests(unknown)
+        known_labels = _labels(known)
         classes, known_classes = ordered_classes(labels), ordered_classes(known_labels)
         check_classes(classes, "unknown")
         if not unknown.indexed and _labels(unknown) != labels:
@@ -137,7 +138,7 @@ class Task:
         test_labels = [] if test is None else _labels(test)
         if test is not None:
             _check_test_classes(ordered_classes(test_labels), classes)
-        members = checked_groups(groups, unknown, len(labels))
+        members = digests if groups is None else checked_groups(groups, unknown, len(labels))  # copies are one
         splits = tuple(
             _split(labels, members, classes, options, np.random.default_rng([seed, number]))
             for number in range(options.n_seeds)
@@ -229,6 +230,14 @@ def _same_heads(heads: tuple[nn.Linear | None, ...], device: torch.device) -> tu
         return heads
     found = from_first("the new heads", [None if head is None else head.cpu() for head in heads])
     return tuple(None if head is None else head.to(device) for head in found)
+
+
+def _labels_and_digests(batches: Batches) -> tuple[list[Label], list[str]]:
+    labels, digests = list[Label](), list[str]()
+    for batch in batches:
+        labels += batch.labels or (None,) * len(batch)
+        digests += batch.digests
+    return labels, digests
 
 
 def _labels(batches: Batches) -> list[Label]:

@@ -69,7 +69,7 @@ class TangentProbe(LayerEstimator):
     What it cannot see: what takes training far from where it starts, so that the gradients change (features that must
     be learnt anew with much data, large learning rates, long training); it is about small budgets. And near copies
     among the samples, such as frames of one video: they foretell each other, and the forecast comes out too good,
-    unless `groups` tells which belong together.
+    unless `groups` tells which belong together. (Samples of equal inputs are taken for one.)
 
     Parameters
     ----------
@@ -176,7 +176,8 @@ class TangentProbe(LayerEstimator):
             Labelled, of the same shape as the known data.
         groups : sequence of n_samples labels, optional
             What each sample is a part of (a video, a patient, a photograph), in the order of the data: a sample is then
-            predicted by those of other groups alone. None: every sample is on its own.
+            predicted by those of other groups alone. None: every sample is on its own, but for those of equal
+            inputs, which are one.
 
         Returns
         -------
@@ -239,6 +240,11 @@ class TangentProbe(LayerEstimator):
         counts = Counter(known.labels)
         self._known_counts = np.array([counts[label] for label in self._known_classes], dtype=np.float64)
 
+    @property
+    def _known_chance(self) -> float:
+        """The accuracy of always naming the largest known class; NaN without labels."""
+        return float(self._known_counts.max() / self._known_counts.sum()) if self._known_classes else np.nan
+
     def _score(
         self,
         model: nn.Module,
@@ -259,7 +265,7 @@ class TangentProbe(LayerEstimator):
         groups: Sequence[Label] | NDArray[Any] | None,
     ) -> Predicted:
         """Predict every sample by the others with each set of layers; keep the forecast."""
-        chosen, labels, members, every_class = self._chosen(model, batches, groups)
+        chosen, labels, members, digests, every_class = self._chosen(model, batches, groups)
         classes = ordered_classes(labels)
         check_classes(classes, "unknown")
         counts = np.array([labels.count(label) for label in classes], dtype=np.float64)
@@ -271,7 +277,8 @@ class TangentProbe(LayerEstimator):
         bases = self._head_kernels(model, chosen, features, sets)
         left_out = kernel_ridge(brought, bases, targets, sets, groups=members)
         own = own_places(self._n_outputs, self._known_classes, every_class)  # of those that are not drawn too
-        predicted = Predicted(left_out, sets, classes, targets, members, bootstrap(targets, members, rng))
+        weights, n_copies = bootstrap(targets, members, rng), len(digests) - len(set(digests))
+        predicted = Predicted(left_out, sets, classes, targets, members, weights, n_copies)
         if own is None:
             forecast = predicted.forecast(self.layers_, None, self._known_accuracy)
         else:  # among the classes that are told apart here, as with every other policy
@@ -303,10 +310,10 @@ class TangentProbe(LayerEstimator):
 
     def _chosen(
         self, model: nn.Module, batches: Batches, groups: Sequence[Label] | NDArray[Any] | None
-    ) -> tuple[Batches, list[Label], NDArray[np.int64], tuple[Label, ...]]:
+    ) -> tuple[Batches, list[Label], NDArray[np.int64], list[str], tuple[Label, ...]]:
         """Draw samples of each class, or of some where there are many.
 
-        Return them, their labels in the order that they come in, group numbers, and all classes.
+        Return them, their labels in the order that they come in, group numbers, digests, and all classes.
         """
         rows, answers = dict[Label, list[int]](), self._answers(model, batches, of_model=False)
         for label, position in zip(answers.labels, answers.positions, strict=True):
@@ -322,15 +329,20 @@ class TangentProbe(LayerEstimator):
         most = min(self.samples_per_class, MOST_SAMPLES // len(rows))
         drawn = {p: label for label, mine in rows.items() for p in rng.permutation(mine)[:most].tolist()}
         positions = sorted(drawn)
-        numbers: dict[Label, int] = {}
-        members = np.array([numbers.setdefault(named[position], len(numbers)) for position in positions])
         labels, chosen = [drawn[position] for position in positions], held(batches.subset(np.array(positions)))
-        if [label for batch in chosen for label in batch.labels or (None,) * len(batch)] != labels:
+        found, digests = list[Label](), list[str]()
+        for batch in chosen:
+            found += batch.labels or (None,) * len(batch)
+            digests += batch.digests
+        if found != labels:
             raise InvalidDataError(
                 "The unknown data comes in another order at every pass, so that labels and samples cannot be brought "
                 "together. Give (X, y), a Dataset, or a DataLoader that shuffles by torch's generators."
             )
-        return chosen, labels, members, every_class
+        numbers: dict[Label, int] = {}
+        of_one = digests if groups is None else [named[position] for position in positions]  # copies are one
+        members = np.array([numbers.setdefault(one, len(numbers)) for one in of_one])
+        return chosen, labels, members, digests, every_class
 
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
