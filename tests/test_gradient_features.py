@@ -108,6 +108,27 @@ class OddConv(nn.Conv2d):
         return nn.functional.conv2d(padded, self.weight, self.bias, self.stride)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Normalises channels that come first, as in ConvNeXt."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Flattening(nn.Linear):
+    """Takes maps, which it flattens itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(start_dim=1))
+
+
+class Mixing(nn.Embedding):
+    """Takes shares of words instead of their numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
 class ActNorm(nn.BatchNorm2d):
     """Has an activation inside, which no rule knows."""
 
@@ -245,6 +266,10 @@ BODIES = {
         (2, 6, 6),
     ),
     "dense norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)), (4,)),
+    "norm of channels": (lambda: pooled(nn.Conv2d(2, 4, 3), ChannelNorm(4), nn.Conv2d(4, 3, 1)), (2, 6, 7)),
+    "norm of as many channels as columns": (lambda: pooled(nn.Conv2d(2, 4, 3), ChannelNorm(4)), (2, 5, 6)),
+    "own flattening": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), Flattening(8, 3)), (1, 3, 3)),
+    "embedding of shares": (lambda: nn.Sequential(Mixing(4, 5), nn.Tanh(), nn.Linear(5, 2)), (4,)),
     "norm with activation": (lambda: pooled(nn.Conv2d(2, 4, 3), ActNorm(4)), (2, 6, 6)),
     "reused": (Reused, (4,)),
     "tied": (Tied, (4,)),
@@ -325,7 +350,17 @@ def test_kernels_are_those_of_single_samples(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["positions", "norms", "transformer", "vision transformer", "attention twice", "windows", "resting"]
+    "name",
+    [
+        "positions",
+        "norms",
+        "norm of channels",
+        "transformer",
+        "vision transformer",
+        "attention twice",
+        "windows",
+        "resting",
+    ],
 )
 def test_rules_suffice(name, monkeypatch):
     """What is common in networks takes no pass for every sample."""

@@ -82,6 +82,7 @@ class _Scale(Rule):
     def _of_call(self, call: Call, gradient: Tensor) -> Tensor | None:
         if call.prepared is None:
             call.prepared = _normalised(self.module, wide(call.inputs))
+        gradient = _channels_last(self.module, gradient)
         fits = call.prepared.shape == gradient.shape
         return _summed(self.module, gradient * call.prepared) if fits else None
 
@@ -228,14 +229,24 @@ def _summed(module: nn.Module, values: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return values.reshape(len(values), -1, values.shape[-1]).sum(dim=1)
     if isinstance(module, nn.LayerNorm):
+        values = _channels_last(module, values)
         return values.reshape(len(values), -1, math.prod(module.normalized_shape)).sum(dim=1)
     return values.reshape(len(values), values.shape[1], -1).sum(dim=2)
+
+
+def _channels_last(module: nn.Module, values: Tensor) -> Tensor:
+    """Turn what a layer normalisation of channels takes that come first, as those of ConvNeXt do."""
+    if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) > 1:
+        return values
+    n_channels = module.normalized_shape[0]
+    first = values.ndim > 2 and values.shape[-1] != n_channels and values.shape[1] == n_channels
+    return values.movedim(1, -1) if first else values
 
 
 def _normalised(module: nn.Module, inputs: Tensor) -> Tensor:
     """Return what the weight of a normalisation is multiplied with."""
     if isinstance(module, nn.LayerNorm):
-        return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
+        return functional.layer_norm(_channels_last(module, inputs), module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return functional.group_norm(inputs, module.num_groups, eps=module.eps)
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
