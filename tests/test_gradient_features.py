@@ -129,6 +129,18 @@ class Mixing(nn.Embedding):
         return x @ self.weight
 
 
+class Conv1D(nn.Module):
+    """A linear layer as in GPT-2, with the inputs first."""
+
+    def __init__(self, n_outputs: int, n_inputs: int) -> None:
+        super().__init__()
+        self.nf = n_outputs
+        self.weight, self.bias = nn.Parameter(torch.rand(n_inputs, n_outputs)), nn.Parameter(torch.rand(n_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
 class ActNorm(nn.BatchNorm2d):
     """Has an activation inside, which no rule knows."""
 
@@ -266,6 +278,8 @@ BODIES = {
         (2, 6, 6),
     ),
     "dense norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)), (4,)),
+    "inputs first": (lambda: nn.Sequential(Conv1D(6, 4), nn.Tanh(), Conv1D(3, 6)), (4,)),
+    "tokens, inputs first": (lambda: nn.Sequential(Conv1D(6, 4), nn.Tanh(), Conv1D(3, 6), nn.Flatten()), (5, 4)),
     "norm of channels": (lambda: pooled(nn.Conv2d(2, 4, 3), ChannelNorm(4), nn.Conv2d(4, 3, 1)), (2, 6, 7)),
     "norm of as many channels as columns": (lambda: pooled(nn.Conv2d(2, 4, 3), ChannelNorm(4)), (2, 5, 6)),
     "own flattening": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), Flattening(8, 3)), (1, 3, 3)),
@@ -355,6 +369,7 @@ def test_kernels_are_those_of_single_samples(name):
         "positions",
         "norms",
         "norm of channels",
+        "inputs first",
         "transformer",
         "vision transformer",
         "attention twice",
@@ -412,7 +427,7 @@ def test_attention_is_given_back(name):
         assert [(path, type(module), sorted(vars(module))) for path, module in body.named_modules()] == before
 
 
-@pytest.mark.parametrize("name", ["linear", "tokens", "convolution", "groups", "depthwise", "norms"])
+@pytest.mark.parametrize("name", ["linear", "inputs first", "tokens", "convolution", "groups", "depthwise", "norms"])
 def test_few_features_keep_products_on_average(name, monkeypatch):
     """Over many seeds the products of few features are those of the gradients; large weights are projected before."""
     monkeypatch.setattr("retrainscope.gradient_rules._LARGEST", 0)

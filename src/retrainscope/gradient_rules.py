@@ -168,7 +168,7 @@ class _Matrix(Rule):
     def _projected(self, inputs: Tensor) -> Tensor:
         """Return what each output is made of as (rows, groups, p, places)."""
         module, right = self.module, self.right
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) or _is_turned(module):
             return self._by_place(inputs if right is None else inputs @ right.T)
         assert isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         weight = module.weight.detach()
@@ -185,7 +185,8 @@ class _Matrix(Rule):
 
 def has_rule(module: nn.Module, attribute: str, weight: Tensor) -> bool:
     """Tell whether there is a rule for a parameter of a module, by its name there."""
-    own = isinstance(module, _MATRICES + _NORMS) and getattr(module, attribute, None) is weight
+    fits = isinstance(module, _MATRICES + _NORMS) or _is_turned(module)
+    own = fits and getattr(module, attribute, None) is weight
     return own and attribute in ("weight", "bias")
 
 
@@ -206,6 +207,11 @@ def random_signs(n: int, seed: int) -> Tensor:
     return torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed), dtype=torch.int8).mul_(2).sub_(1)
 
 
+def _is_turned(module: nn.Module) -> bool:
+    """Tell whether a module is the linear layer of transformers' GPT-2, whose weight has the inputs first."""
+    return type(module).__name__ == "Conv1D" and not isinstance(module, nn.Conv1d) and hasattr(module, "nf")
+
+
 def _convolved(module: nn.Module, inputs: Tensor, filters: Tensor) -> Tensor:
     """Do what a convolution does, with other filters: by its own forward, since some pad in ways of their own."""
     own = dict(module._parameters)
@@ -219,14 +225,14 @@ def _convolved(module: nn.Module, inputs: Tensor, filters: Tensor) -> Tensor:
 
 def _as_matrices(module: nn.Module, weight: Tensor) -> Tensor:
     """Return a weight, or its gradient, as (groups, outputs, inputs)."""
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding) or _is_turned(module):
         return weight.T[None]
     return weight.reshape(module.groups if isinstance(module, _CONVOLUTIONS) else 1, -1, weight[0].numel())
 
 
 def _summed(module: nn.Module, values: Tensor) -> Tensor:
     """Add up over places: of shape (rows, channels), or for layer normalisation (rows, what it normalises)."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or _is_turned(module):
         return values.reshape(len(values), -1, values.shape[-1]).sum(dim=1)
     if isinstance(module, nn.LayerNorm):
         values = _channels_last(module, values)
