@@ -139,7 +139,7 @@ class Recommendation(Shown):
         use when the estimator began (on a GPU what torch allocates there, on a CPU the resident memory of the
         process), NaN where the system does not tell. Seconds and memory are those of the first process. Memory that
         is in use for less than a hundredth of a second can be missed. Not saved, so that equal advice makes equal
-        files; what an earlier run left in a checkpoint is not in them.
+        files, but for the seconds that a trial took; what an earlier run left in a checkpoint is not in them.
 
     Examples
     --------
