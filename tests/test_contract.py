@@ -1,5 +1,6 @@
 """The contract of all estimators: one suite, run on each."""
 
+import pickle
 import re
 
 import numpy as np
@@ -155,6 +156,14 @@ def test_an_estimator_is_fitted_or_not(kind):
         estimator.fit((X, labels))
     with pytest.raises(NotFittedError):
         estimator.score_layers(samples())
+
+
+@every_estimator
+def test_fitted_estimators_can_be_pickled(kind):
+    """An estimator that was pickled after fit scores as the original does."""
+    estimator, unknown = made(kind).fit(samples()), samples(classes=(3, 4, 5), seed=1)
+    twin = pickle.loads(pickle.dumps(estimator))
+    assert_equal_scores(twin.score_layers(unknown), estimator.score_layers(unknown))
 
 
 @every_estimator
