@@ -457,13 +457,13 @@ def test_progress_is_shown_when_asked(kind, capsys):
 
 @every_estimator
 def test_nan_in_the_inputs(kind):
-    """NaN or infinity in the inputs is refused, with the set and the batch."""
+    """NaN or infinity in the inputs is refused, with the set, the batch and the sample."""
     X, labels = samples()
     X[25, 2] = float("inf")
-    with pytest.raises(NonFiniteError, match="The known data has NaN or infinity in batch 2"):
+    with pytest.raises(NonFiniteError, match="The known data has NaN or infinity in batch 2, first in sample 25 "):
         made(kind, batch_size=10).fit((X, labels))
     estimator = made(kind, batch_size=10).fit(samples())
-    with pytest.raises(NonFiniteError, match="The unknown data has NaN or infinity in batch 2"):
+    with pytest.raises(NonFiniteError, match="The unknown data has NaN or infinity in batch 2, first in sample 25 "):
         estimator.score_layers((X, labels))
 
 
