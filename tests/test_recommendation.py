@@ -779,7 +779,8 @@ def test_a_budget_is_kept():
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"parameters": 0.01}, r"leaves nothing to train: the head alone takes 18\.\d+% of the parameters"),
+        ({"parameters": 0.01}, r"leaves nothing to train: the head alone takes 18\.\d+% of the parameters\. Give"),
+        ({"backward": 0.01}, r"leaves nothing to train: the head alone takes \d+\.\d+% of the backward work\. Give"),
         ({"params": 0.5}, r"mapping with 'parameters', 'backward' or both.*Got {'params': 0.5} instead"),
         ({}, "mapping with 'parameters', 'backward' or both"),
         (0.5, "mapping with 'parameters', 'backward' or both"),
