@@ -4,6 +4,7 @@ import random
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import random_states
@@ -338,7 +339,7 @@ def test_floating_inputs_get_the_type_of_the_model(dtype):
 
 def test_numbers_too_large_for_the_model_are_told():
     """What is finite in the data and not in the model's type is refused, with that type."""
-    with pytest.raises(NonFiniteError, match=r"NaN or infinity in batch 0 \(as float16\)"):
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity in batch 0, first in sample 0 \(as float16\)"):
         batches_of(torch.full((4, 2), 1e5), dtype=torch.float16).first()
 
 
@@ -408,13 +409,14 @@ def test_shapes_are_of_one_sample():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("streamed", [False, True], ids=["tensor", "list of batches"])
 def test_non_finite_inputs_are_named_by_batch(value, streamed):
-    """NaN or infinity is refused with the number of its batch, and the batches before it are passed on."""
+    """NaN or infinity is refused with its batch and first sample, and the batches before it are passed on."""
     data = X.clone()
-    data[9, 1] = value
+    data[9:, 1] = value
     iterator = iter(batches_of(list(data.split(4)) if streamed else data, name="unknown"))
     assert [len(next(iterator)), len(next(iterator))] == [4, 4]
     with pytest.raises(
-        NonFiniteError, match=re.escape("The unknown data has NaN or infinity in batch 2 (as float32). Remove")
+        NonFiniteError,
+        match=re.escape("The unknown data has NaN or infinity in batch 2, first in sample 9 (as float32). Remove"),
     ):
         next(iterator)
 
@@ -423,7 +425,7 @@ def test_non_finite_inputs_are_named_by_key():
     """Among several inputs the one that has NaN is named."""
     bad = X.clone()
     bad[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"in batch 0 \(input 'b', as float32\)"):
+    with pytest.raises(NonFiniteError, match=r"in batch 0, first in sample 0 \(input 'b', as float32\)"):
         list(batches_of({"a": X, "b": bad}))
 
 
@@ -513,6 +515,39 @@ def test_data_that_does_not_fit_is_refused(data, message):
     """What is wrong with the data is said at once, with what was got."""
     with pytest.raises(InvalidDataError, match=message):
         batches_of(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            pd.DataFrame(X.numpy()),
+            r"re-iterable of batches. Got DataFrame instead\. Give its values, by \.to_numpy\(\)\.$",
+        ),
+        (pd.Series([1.0, 2.0]), r"Got Series instead\. Give its values, by \.to_numpy\(\)\.$"),
+        ((pd.DataFrame(X.numpy()), LABELS), r"arrays. Got DataFrame instead\. Give its values, by \.to_numpy\(\)\.$"),
+        (({"x": pd.Series(range(N))}, LABELS), r"arrays. Got Series instead\. Give its values, by \.to_numpy\(\)\.$"),
+        ((X, pd.Series(LABELS)), r"a sequence. Got Series instead\. Give its values, by \.to_numpy\(\)\.$"),
+        ((X, torch.eye(N)), r"Got shape \(10, 10\)\. Turn one-hot labels into classes, by argmax\(1\)\.$"),
+        ((X, [*np.eye(N)]), r"Got shape \(10, 10\)\. Turn one-hot labels into classes, by argmax\(1\)\.$"),
+        (
+            [X, NUMBERS],
+            r"a list of inputs and labels, and a list is a re-iterable of batches\. Give the tuple \(X, y\)",
+        ),
+        ([X.numpy(), list(LABELS)], "a list of inputs and labels"),
+    ],
+)
+def test_a_hint_tells_what_to_give(data, message):
+    """Frames, one-hot labels and a list of inputs and labels are refused with what to give instead."""
+    with pytest.raises(InvalidDataError, match=message):
+        batches_of(data)
+
+
+def test_a_list_of_two_batches_is_data():
+    """Two batches of as many axes are no inputs and labels, also where they are equally long."""
+    ids = torch.arange(8).reshape(4, 2)
+    for batches in ([ids, ids], [ids[:, 0], ids[:, 1]], [(ids, [0, 1, 0, 1]), (ids, [0, 1, 0, 1])]):
+        assert [len(batch) for batch in batches_of(batches)] == [4, 4]
 
 
 @pytest.mark.parametrize(

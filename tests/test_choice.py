@@ -96,6 +96,11 @@ def test_too_few_samples(smallest, policy):
     assert ("has 4 independent samples; at least 5 of every class" in choice.reason) is (policy is None)
 
 
+def test_one_sample_is_one():
+    """Of one sample the reason does not speak as of several."""
+    assert "has 1 independent sample; at least 5" in choose(forecast_of(CLEAR, smallest_class=1), 0.01).reason
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -1,5 +1,6 @@
 """The contract of all estimators: one suite, run on each."""
 
+import pickle
 import re
 
 import numpy as np
@@ -155,6 +156,14 @@ def test_an_estimator_is_fitted_or_not(kind):
         estimator.fit((X, labels))
     with pytest.raises(NotFittedError):
         estimator.score_layers(samples())
+
+
+@every_estimator
+def test_fitted_estimators_can_be_pickled(kind):
+    """An estimator that was pickled after fit scores as the original does."""
+    estimator, unknown = made(kind).fit(samples()), samples(classes=(3, 4, 5), seed=1)
+    twin = pickle.loads(pickle.dumps(estimator))
+    assert_equal_scores(twin.score_layers(unknown), estimator.score_layers(unknown))
 
 
 @every_estimator
@@ -448,13 +457,13 @@ def test_progress_is_shown_when_asked(kind, capsys):
 
 @every_estimator
 def test_nan_in_the_inputs(kind):
-    """NaN or infinity in the inputs is refused, with the set and the batch."""
+    """NaN or infinity in the inputs is refused, with the set, the batch and the sample."""
     X, labels = samples()
     X[25, 2] = float("inf")
-    with pytest.raises(NonFiniteError, match="The known data has NaN or infinity in batch 2"):
+    with pytest.raises(NonFiniteError, match="The known data has NaN or infinity in batch 2, first in sample 25 "):
         made(kind, batch_size=10).fit((X, labels))
     estimator = made(kind, batch_size=10).fit(samples())
-    with pytest.raises(NonFiniteError, match="The unknown data has NaN or infinity in batch 2"):
+    with pytest.raises(NonFiniteError, match="The unknown data has NaN or infinity in batch 2, first in sample 25 "):
         estimator.score_layers((X, labels))
 
 

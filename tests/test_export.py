@@ -437,6 +437,14 @@ def test_nothing_to_train(exporter, head, reason):
         EXPORTERS[exporter](rec, model)
 
 
+@pytest.mark.parametrize("exporter", [exporter for exporter in EXPORTERS if exporter != "timm"])
+@pytest.mark.parametrize("names", [["blocks.1"], "blocks.1"])
+def test_names_instead_of_advice(exporter, names):
+    """What an exporter needs is told by advice alone; names are refused with where they can be given."""
+    with pytest.raises(InvalidDataError, match=rf"a Recommendation, .* Got {type(names).__name__} instead\. Names are"):
+        EXPORTERS[exporter](names, BlockNet())
+
+
 @pytest.mark.parametrize("exporter", ["peft", "timm"])
 def test_advice_for_another_model(exporter):
     """Advice for another model is refused with the layers that do not fit."""

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -358,6 +359,18 @@ def test_layers_without_a_gradient(kind):
     assert np.isfinite(scores.values).tolist() == [True, False, False]
     assert np.isnan(scores.interval[1:]).all()
     assert np.isnan(scores.unknown[1:]).all()
+
+
+@every_criterion
+@pytest.mark.parametrize("labels", [None, {0: "a", 1: "b"}], ids=["own head", "new head"])
+def test_fitted_criteria_can_be_pickled(kind, labels):
+    """An estimator that was pickled after fit scores as the original does."""
+    X, y = samples(60, seed=3)
+    known = (X, y if labels is None else [labels[label] for label in y])
+    fitted = kind(trained(), samples_per_class=20, random_state=0).fit(known)
+    unknown = samples(60, classes=(0, 1), seed=4)
+    twin = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(twin.score_layers(unknown).values, fitted.score_layers(unknown).values)
 
 
 @every_criterion

@@ -174,6 +174,12 @@ def test_layers_may_be_asked_for(mlp, layers):
     assert found.parameters["2"] == ("0.weight", "0.bias", "2.weight", "2.bias")
 
 
+def test_one_type_may_be_asked_for(mlp):
+    """A type by itself is taken as one type, as a name is."""
+    expected = find_layers(mlp, X, layers=[nn.Linear]).names
+    assert find_layers(mlp, X, layers=nn.Linear).names == expected == ("0", "2")
+
+
 def test_layer_without_weights_may_be_asked_for(mlp):
     """A module without weights may be measured, and owns what runs between the layer before and itself."""
     found = find_layers(mlp, X, layers=["0", "1", "3"])

@@ -273,6 +273,12 @@ def test_class_needs_are_drawn():
     assert ax.images[0].get_clim() == (-1, 1)
 
 
+def test_needs_without_classes_are_not_drawn():
+    """Scores of data without labels have no need by class, which the message says."""
+    with pytest.raises(InvalidDataError, match=r"^The scores of Maker have no classes: .*\. Score labelled data\.$"):
+        plotting.plot_class_needs(scores_of(("x", "y"), classes=(), per_class=np.zeros((0, 2))))
+
+
 def test_many_layers_have_signs_for_numbers():
     """A heat map of many layers has no numbers, which could not be read, but a minus sign where the need is below 0."""
     figure = plotting.plot_class_needs(scores_of(DEEP))

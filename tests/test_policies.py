@@ -42,11 +42,18 @@ def test_sets_that_are_asked_for(asked, sets):
     assert policy_sets(NAMES, asked) == sets
 
 
-@pytest.mark.parametrize("asked", [[["c3"]], [["c1", "c3"]], "c1"])
+@pytest.mark.parametrize("asked", [[["c3"]], [["c1", "c3"]], ["c3"]])
 def test_layers_that_are_not_measured(asked):
     """A layer that is not measured is refused by name."""
     with pytest.raises(LayerNotFoundError, match="no measured layer named"):
         policy_sets(NAMES, asked)
+
+
+def test_one_name_is_no_sequence_of_sets():
+    """A name in place of the sets is refused with what was meant, not taken letter by letter."""
+    message = r"^The 'policies' parameter must be .* such as \[\['c1'\]\]\. Got 'c1' instead\.$"
+    with pytest.raises(InvalidDataError, match=message):
+        policy_sets(NAMES, "c1")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import retrainscope as rs
+from retrainscope import criteria
 from retrainscope.choice import DEFAULT_TOLERANCE, Choice
 from retrainscope.exceptions import (
     InvalidDataError,
@@ -520,6 +521,46 @@ def test_estimators_of_different_layers():
         )
 
 
+def test_different_layers_are_refused_before_any_fit():
+    """Estimators of different layers, or of one that is not there, are refused before the first is fitted."""
+    model = classifier()
+    first = rs.ActivationSpread(model)
+    for other, kind, message in (
+        (rs.LayerDecoderProbe(model, layers=["2"]), InvalidDataError, "measure different layers: 0, 2 and 2"),
+        (rs.LayerDecoderProbe(model, layers=["conv"]), LayerNotFoundError, "The model has no layer named 'conv'"),
+    ):
+        with pytest.raises(kind, match=message):
+            rs.recommend_layers(model, samples(), samples(), estimators=[first, other])
+        assert not hasattr(first, "layers_")
+
+
+def test_layers_by_an_iterator_are_found_once():
+    """An estimator whose layers come from an iterator is pooled with others."""
+    model = classifier()
+    found = [rs.ActivationSpread(model, layers=iter(["2"])), rs.ActivationSpread(model, layers=["2"])]
+    advice = rs.recommend_layers(model, samples(), samples(), estimators=found)
+    assert [row.name for row in advice.table] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "message"),
+    [
+        (criteria.LogME, "known", r"LogME needs labels, and the known data has none\. Give \(X, y\), or take a"),
+        (criteria.LogME, "unknown", r"LogME needs labels, and the unknown data has none\. Give \(X, y\), or take a"),
+        (criteria.EmpiricalFisher, "unknown", r"EmpiricalFisher needs labels, and the unknown data has none\. Give"),
+        (rs.TangentProbe, "unknown", r"The unknown data has no labels, and this needs them\. Give \(X, y\)\."),
+    ],
+)
+def test_missing_labels_are_refused_before_any_fit(kind, side, message):
+    """That an estimator needs labels is said before the first is fitted."""
+    model = classifier()
+    first = rs.ActivationSpread(model)
+    data = {"known": samples(), "unknown": samples(seed=1)} | {side: samples()[0]}
+    with pytest.raises(InvalidDataError, match=f"^{message}"):
+        rs.recommend_layers(model, **data, estimators=[first, kind(model)])
+    assert not hasattr(first, "layers_")
+
+
 @pytest.mark.parametrize("option", [{"layers": ["2"]}, {"head": "4"}, {"input_layer": "0"}, {"calls": "last"}])
 def test_layers_beside_estimators(option):
     """What to measure is said once: with estimators, to them."""
@@ -738,7 +779,8 @@ def test_a_budget_is_kept():
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"parameters": 0.01}, r"leaves nothing to train: the head alone takes 18\.\d+% of the parameters"),
+        ({"parameters": 0.01}, r"leaves nothing to train: the head alone takes 18\.\d+% of the parameters\. Give"),
+        ({"backward": 0.01}, r"leaves nothing to train: the head alone takes \d+\.\d+% of the backward work\. Give"),
         ({"params": 0.5}, r"mapping with 'parameters', 'backward' or both.*Got {'params': 0.5} instead"),
         ({}, "mapping with 'parameters', 'backward' or both"),
         (0.5, "mapping with 'parameters', 'backward' or both"),

@@ -12,6 +12,7 @@ import torch
 from jinja2 import UndefinedError
 from networks import classifier, samples
 from sweeping import apart
+from test_trials import sweep_of
 from test_trying_out import moved
 
 import retrainscope as rs
@@ -109,6 +110,15 @@ def test_report_replaces_an_older_one(advice, tmp_path):
     assert path.read_text() == "old"
     assert advice.report(str(path)) == path
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_missing_folder_is_named_before_anything_is_drawn(advice, tmp_path):
+    """Where the folder of the page is not there, that is said before its sections are looked at."""
+    path = tmp_path / "reports" / "page.html"
+    with pytest.raises(FileNotFoundError, match=r"no such folder to write page\.html to\. Make it first: .*reports'$"):
+        advice.report(path, sections=(1 / 0 for _ in range(1)))
+    with pytest.raises(FileNotFoundError, match=r"no such folder to write page\.html to"):
+        sweep_of().report(path)
 
 
 def test_report_with_sections_of_ones_own(advice, tmp_path):

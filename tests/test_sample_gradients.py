@@ -216,6 +216,29 @@ def test_memory_decides_how_many_at_once(max_bytes):
     torch.testing.assert_close(joined(parts)["0"], by_loop(model, X, labels)["0"])
 
 
+@pytest.mark.parametrize(
+    ("model", "X", "most"),
+    [
+        (lambda: nn.Linear(4, 3), torch.randn(300, 4), 256),
+        (lambda: nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Flatten()), torch.randn(70, 2**15, 1), 32),
+        (lambda: Recurrent(nn.LSTM), torch.randn(300, 6, 4), 256),
+        (lambda: Recurrent(nn.LSTM), torch.randn(40, 400, 4), 32),
+    ],
+    ids=["small", "activations", "few steps", "many steps"],
+)
+def test_what_is_kept_decides_how_many_at_once(model, X, most):
+    """Many samples are done at once where what the network keeps for the way back is little, else few."""
+    torch.manual_seed(0)
+    net = model().eval()
+    labels = torch.zeros(len(X)).long()
+    with borrow(net):
+        parts = list(sample_gradients(net, X, labels, cross_entropy, layers_of(net), max_bytes=2**22))
+    assert len(next(iter(parts[0].values()))) == most
+    torch.testing.assert_close(
+        {layer: rows[-1:] for layer, rows in joined(parts).items()}, by_loop(net, X[-1:], labels[-1:])
+    )
+
+
 def test_inputs_by_name():
     """A mapping is passed by keyword, each sample with its own mask."""
 

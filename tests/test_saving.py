@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,6 +155,14 @@ def test_missing_file(tmp_path):
     """A file that is not there is the usual error."""
     with pytest.raises(FileNotFoundError):
         load_json(Outer, tmp_path / "none.json")
+
+
+def test_missing_folder(tmp_path):
+    """A folder that is not there is named by itself, and what was to be written."""
+    folder = tmp_path / "results"
+    message = rf"There is no such folder to write r\.json to\. Make it first: {re.escape(repr(str(folder)))}$"
+    with pytest.raises(FileNotFoundError, match=message):
+        save_json(outer(), folder / "r.json")
 
 
 def test_pandas_is_imported():

@@ -12,7 +12,7 @@ from retrainscope.batches import Label
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.forecast import Forecast
 from retrainscope.policies import ALL, HEAD, NONE, policy_name, policy_sets
-from retrainscope.saving import import_pandas, load_json, save_json
+from retrainscope.saving import check_place, import_pandas, load_json, save_json
 from retrainscope.scores import LayerScores
 from retrainscope.tables import Shown, Table, interval_text, number_text
 from retrainscope.trials import LayerSweep
@@ -270,11 +270,14 @@ class Recommendation(Shown):
 
         Raises
         ------
+        FileNotFoundError
+            If the folder of the file is not there; before anything is drawn.
         MissingExtraError
             If jinja2 or matplotlib is not installed.
         """
         from retrainscope.report import advice_sections, write_report
 
+        check_place(path)
         footer = f"Made by retrainscope {self.versions.get('retrainscope', '')}".rstrip() + "."
         return write_report(path, title, [*advice_sections(self, sweep=sweep), *sections], footer=footer)
 

@@ -1,7 +1,7 @@
 """`LayerEstimator`: the contract of everything that scores layers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -11,9 +11,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from retrainscope.batches import Batch, Batches, as_batches, input_shapes
+from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
 from retrainscope.checks import check_device
-from retrainscope.exceptions import LayerNotFoundError, UnsupportedModelError
+from retrainscope.exceptions import InvalidDataError, LayerNotFoundError, UnsupportedModelError
 from retrainscope.layers import Layers, layers_of
 from retrainscope.lending import autograd_on, borrow, gradients_in_evaluation, model_place
 from retrainscope.memory import Halving
@@ -62,6 +62,8 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
     _takes_shares: ClassVar[bool] = False
     # Whether models of `fully_shard` can be measured: all processes then run the model equally often, and never back.
     _takes_pieces: ClassVar[bool] = False
+    # Whether it can do nothing with data that has no labels.
+    _needs_labels: ClassVar[bool] = False
     # Whether the model computes as the caller's autocast would have it; all else is in full precision anyway.
     _follows_autocast: ClassVar[bool] = True
     _parts: Parts = NOTHING_KEPT  # of a run with a checkpoint, for as long as that lasts
@@ -100,10 +102,7 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         """Find the layers and measure the known data, unless that is kept."""
         first = batches.few()
         token_axes = input_axes(first.inputs) if self.input_layer is None else {}
-        layers = layers_of(
-            model, first, layers=self.layers, head=self.head, input_layer=self.input_layer, calls=self.calls
-        )
-        _check_measurable(layers, self.input_layer)
+        layers = self._find_layers(model, first)
         agree({"the layers": ", ".join(layers.names), "the head": layers.head})
         self._token_axes = {**layers.token_axes, **token_axes}
         self._seed, self._input_shapes, self.layers_ = seed, input_shapes(first.inputs), layers
@@ -121,6 +120,14 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         except BaseException:
             del self.layers_  # an estimator is fitted or not, never half
             raise
+
+    def _find_layers(self, model: nn.Module, first: Batch) -> Layers:
+        """Find the layers to measure of a borrowed model."""
+        layers = layers_of(
+            model, first, layers=self.layers, head=self.head, input_layer=self.input_layer, calls=self.calls
+        )
+        _check_measurable(layers, self.input_layer)
+        return layers
 
     def score_layers(self, unknown: Any) -> LayerScores:
         """Measure the unknown data and compare it with the known.
@@ -216,6 +223,14 @@ class LayerEstimator(ABC, BaseEstimator):  # type: ignore[misc]
         named = {"the estimator": type(self).__name__, "torch.autocast": str(self._autocast)}
         check_same(named | settings, self.model, batches)
         return batches if self._takes_shares else everywhere(batches)
+
+    def _check_labels(self, labels: Sequence[Label] | None, name: str) -> None:
+        """Refuse data without labels where they are needed."""
+        if self._needs_labels and (labels is None or None in labels):
+            raise InvalidDataError(
+                f"{type(self).__name__} needs labels, and the {name} data has none. Give (X, y), or take a criterion "
+                "that does without, such as ActivationSpread."
+            )
 
     @contextmanager
     def _borrowed(self, seed: int) -> Iterator[nn.Module]:

@@ -121,7 +121,7 @@ class Batches:
             first = batch if first is None else first
             self._check_alike(first, batch, number)
             batch = replace(batch, inputs=self._placed(batch.inputs))
-            self._check_finite(batch.inputs, number)  # there, where it is quickest
+            self._check_finite(batch, number)  # there, where it is quickest
             yield batch
         if first is None and not self.shared:
             raise InvalidDataError(f"The {self.name} data is empty. Give at least two samples a class.")
@@ -243,14 +243,15 @@ class Batches:
                 "labels for all samples, or for none."
             )
 
-    def _check_finite(self, inputs: Inputs, number: int) -> None:
-        for key, tensor in items_of(inputs):
+    def _check_finite(self, batch: Batch, number: int) -> None:
+        for key, tensor in items_of(batch.inputs):
             if tensor.is_floating_point() and not all_finite(tensor):
                 where = f"input {key!r}, " if key else ""
                 kind = str(tensor.dtype).removeprefix("torch.")
+                row = int(torch.isfinite(tensor).reshape(len(tensor), -1).all(dim=1).logical_not().nonzero()[0, 0])
                 raise NonFiniteError(
-                    f"The {self.name} data has NaN or infinity in batch {number} ({where}as {kind}). Remove or mend "
-                    "those samples."
+                    f"The {self.name} data has NaN or infinity in batch {number}, first in sample "
+                    f"{batch.positions[row]} ({where}as {kind}). Remove or mend those samples."
                 )
 
     def _placed(self, inputs: Inputs) -> Inputs:

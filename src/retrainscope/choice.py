@@ -58,9 +58,10 @@ def choose(forecast: Forecast, tolerance: float, *, allowed: NDArray[np.bool_] |
         samples may have made the choice.
     """
     if forecast.smallest_class < LEAST_SAMPLES:
+        samples = "sample" if forecast.smallest_class == 1 else "samples"
         return Choice(
             None,
-            f"A class of the unknown data has {forecast.smallest_class} independent samples; at least "
+            f"A class of the unknown data has {forecast.smallest_class} independent {samples}; at least "
             f"{LEAST_SAMPLES} of every class are needed for a forecast, better fifty.",
         )
     policy = forecast.best_within(tolerance, allowed=allowed)

@@ -87,7 +87,7 @@ class NonFiniteError(InvalidDataError):
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> rs.ActivationSpread(model).fit((torch.tensor([[1.0], [torch.nan]]), [0, 1]))
     Traceback (most recent call last):
-    retrainscope.exceptions.NonFiniteError: The known data has NaN or infinity in batch 0 (as float32). Remove ...
+    retrainscope.exceptions.NonFiniteError: The known data has NaN or infinity in batch 0, first in sample 1 (...
     """
 
 

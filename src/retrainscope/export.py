@@ -48,7 +48,7 @@ def parameter_patterns(rec: Recommendation) -> list[str]:
     Raises
     ------
     InvalidDataError
-        If nothing is to be trained.
+        If nothing is to be trained, or names are given instead of advice.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def lightning_callback(rec: Recommendation, *, attribute: str | None = None) -> 
     Raises
     ------
     InvalidDataError
-        If nothing is to be trained.
+        If nothing is to be trained, or names are given instead of advice.
     LayerNotFoundError
         When training begins, if the model lacks the attribute, or parameters of the advice.
     MissingExtraError
@@ -167,7 +167,7 @@ def skorch_freezer(rec: Recommendation) -> "Callback":
     Raises
     ------
     InvalidDataError
-        If nothing is to be trained.
+        If nothing is to be trained, or names are given instead of advice.
     LayerNotFoundError
         When training begins, if the module lacks parameters of the advice.
     MissingExtraError
@@ -229,7 +229,7 @@ def finetuning_schedule(
     Raises
     ------
     InvalidDataError
-        If nothing is to be trained.
+        If nothing is to be trained, or names are given instead of advice.
 
     Examples
     --------

@@ -181,6 +181,11 @@ def tensors_to_train(model: nn.Module, layers: Recommendation | Iterable[str]) -
 
 def rows_to_train(advice: Recommendation) -> list[LayerAdvice]:
     """Return what is advised to train, the head last, or refuse advice to train nothing, or that is undecided."""
+    if not isinstance(advice, Recommendation):
+        raise InvalidDataError(
+            f"This needs advice, a Recommendation, which tells what each layer owns. Got {type(advice).__name__} "
+            "instead. Names are for train_only, freeze_rest and param_groups."
+        )
     rows = [row for row in advice.table if row.name in advice.layers]
     rows += [advice.head] if advice.head.verdict == RETRAIN else []
     undecided = advice.verdict == UNDECIDED and not advice.layers

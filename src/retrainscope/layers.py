@@ -109,7 +109,7 @@ def find_layers(
     model : nn.Module
     example : Tensor, array, (X, y), Dataset, DataLoader, or a re-iterable of batches
         Data that the model takes; a few samples of the first batch are used.
-    layers : iterable of str or type, optional
+    layers : str, type, or iterable of such, optional
         The layers to measure: names; patterns such as ``"layer3.*"``, where ``*`` stands for anything but a dot and
         ``**`` for anything; types such as ``nn.Conv2d``. Of what a pattern or type fits, taken is what runs once
         and returns a tensor, below the head. None takes every module that has weights of its own (convolutions,
@@ -165,7 +165,7 @@ def layers_of(
     calls: str | None,
 ) -> Layers:
     """Find the layers of a borrowed model."""
-    asked = None if layers is None else _asked(model, [layers] if isinstance(layers, str) else [*layers])
+    asked = None if layers is None else _asked(model, [layers] if isinstance(layers, str | type) else [*layers])
     for name, what in ((head, "head"), (input_layer, "input layer")):
         if name is not None:
             named_layers(model, [name], what=what)

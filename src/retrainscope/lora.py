@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from retrainscope.advice import Recommendation
 from retrainscope.exceptions import InvalidDataError, MissingExtraError, UnsupportedModelError
-from retrainscope.finetuning import tensors_to_train
+from retrainscope.finetuning import rows_to_train, tensors_to_train
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -51,7 +51,7 @@ def lora_config(rec: Recommendation, model: nn.Module, **options: Any) -> "LoraC
     Raises
     ------
     InvalidDataError
-        If nothing is to be trained, or nothing that LoRA can adapt.
+        If names are given instead of advice, or nothing is to be trained, or nothing that LoRA can adapt.
     LayerNotFoundError
         If the model lacks parameters of the advice.
     UnsupportedModelError
@@ -88,6 +88,7 @@ def lora_config(rec: Recommendation, model: nn.Module, **options: Any) -> "LoraC
         from peft.tuners.tuners_utils import check_target_module_exists
     except ImportError as error:
         raise MissingExtraError.for_package("peft", "peft") from error
+    rows_to_train(rec)
     adapted, whole, left = _modules_of(rec, model)
     if not adapted:
         raise InvalidDataError(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrainscope.advice import KEEP, RETRAIN, UNDECIDED, LayerAdvice, Recommendation
+from retrainscope.exceptions import InvalidDataError
 from retrainscope.figures import INCHES_A_LETTER, PALETTE, new_figure, save_figure, short_name, short_names
 from retrainscope.forecast import Forecast
 from retrainscope.plotting_maps import plot_losses, plot_maps, plot_reconstructions
@@ -216,7 +217,17 @@ def plot_class_needs(scores: LayerScores) -> "Figure":
     -------
     matplotlib.figure.Figure
         Of more than 12 layers, a minus sign in place of its number stands for a need below 0.
+
+    Raises
+    ------
+    InvalidDataError
+        If the scores are of data without labels.
     """
+    if not scores.classes:
+        raise InvalidDataError(
+            f"The scores of {scores.estimator} have no classes: the data had no labels, or on one side only. Score "
+            "labelled data."
+        )
     classes, layers = short_names(scores.classes), short_names(scores.layers)
     numbered = len(layers) <= _MOST_NUMBERED
     width = 2.6 + (0.8 if numbered else 0.3) * len(layers) + INCHES_A_LETTER * max(map(len, classes))

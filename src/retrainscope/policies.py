@@ -105,12 +105,19 @@ def policy_sets(names: tuple[str, ...], asked: Iterable[Iterable[str]] | None) -
 
     Raises
     ------
+    InvalidDataError
+        If one name is given in place of sets of them.
     LayerNotFoundError
         If a layer is asked for that is not measured.
     """
     if asked is None:
         uppers = [names[place:] for place in reversed(range(len(names)))]
         return tuple(dict.fromkeys([(), *((name,) for name in names), *uppers]))
+    if isinstance(asked, str):
+        raise InvalidDataError(
+            f"The 'policies' parameter must be a sequence of sequences of layer names, such as [[{asked!r}]]. Got "
+            f"{asked!r} instead."
+        )
     return tuple(dict.fromkeys([(), *(_checked(policy, names) for policy in asked)]))
 
 

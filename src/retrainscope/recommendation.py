@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from retrainscope.choice import DEFAULT_TOLERANCE, choose, remarks
 from retrainscope.costs import Cost, costing
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
 from retrainscope.heads import predictions_of
-from retrainscope.lending import borrow, model_place
+from retrainscope.lending import autograd_on, borrow, model_place
 from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
 from retrainscope.predicted import checked_groups
 from retrainscope.processes import agree, from_first, gather, in_step, rank
@@ -175,6 +176,8 @@ def recommend_layers(
             check_integer(each)
         checkpoint = check_folder(checkpoint)
     data = _checked_data(model, known, unknown, batch_size)
+    if estimators is not None:
+        _check_together(estimators, data)
     if estimators is None and input_layer is None:
         input_axes(data.first.inputs)  # refused before the model is run
     options: dict[str, Any] = places | {"device": device, "random_state": random_state, "progress": progress}
@@ -217,7 +220,7 @@ def recommend_layers(
                         raise InvalidDataError(f"{_NO_FORECAST}: {error}") from error
                     notes.append(f"There is no forecast: {error}")
                     probe, estimators, costs = None, estimators[:1], costs[:1]
-            _check_same_layers(estimators)
+            _check_same_layers([estimator.layers_.names for estimator in estimators])
         asked = {str(dtype).removeprefix("torch.") for e in estimators if (dtype := e._autocast) is not None}
         notes += [f"The network computed in {dtype} as torch.autocast has it." for dtype in sorted(asked)]
     measured = estimators[0].layers_
@@ -303,13 +306,22 @@ def _score(scores: list[LayerScores], unknown: Any, groups: Any, estimator: Laye
     scores.append(estimator.score_layers(unknown, **own))
 
 
-def _check_same_layers(estimators: Sequence[LayerEstimator]) -> None:
-    measured = estimators[0].layers_.names
-    for estimator in estimators:
-        if estimator.layers_.names != measured:
+def _check_together(estimators: Sequence[LayerEstimator], data: _Data) -> None:
+    """Refuse, before any is fitted, estimators of different layers, and data without the labels that one needs."""
+    for estimator, (labels, name) in product(estimators, zip(data.labels, ("known", "unknown"), strict=True)):
+        estimator._check_labels(labels, name)
+    # An iterator can be gone through only once, which is for `fit`.
+    if len(estimators) > 1 and not any(isinstance(estimator.layers, Iterator) for estimator in estimators):
+        with autograd_on(), borrow(estimators[0].model, in_pieces=True) as model:
+            _check_same_layers([estimator._find_layers(model, data.first).names for estimator in estimators])
+
+
+def _check_same_layers(found: Sequence[tuple[str, ...]]) -> None:
+    for names in found:
+        if names != found[0]:
             raise InvalidDataError(
-                "The estimators measure different layers: "
-                f"{', '.join(measured)} and {', '.join(estimator.layers_.names)}. Give them the same layers=."
+                f"The estimators measure different layers: {', '.join(found[0])} and {', '.join(names)}. Give them the "
+                "same layers=."
             )
 
 

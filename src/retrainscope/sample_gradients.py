@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -25,7 +26,8 @@ __all__ = ["Objective", "differentiable", "gradients_of", "rows_of", "sample_gra
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 _MOST_BYTES = 2**28  # of the gradients held at once
-_MOST_SAMPLES = 32  # at once: what a network keeps for the way back may be far more than its gradients
+_FEW, _MOST_SAMPLES = 32, 256  # at once
+_ROOM = 2**26  # bytes, for more samples than a few; with more than that it is no quicker
 _LIKE = 0.1  # of a gradient's norm: what is passed over is lost whole, and rounding is far less
 _ROUNDING = 1e-6  # of the greatest of the norms
 _TORCH = str(Path(torch.__file__).parent)
@@ -64,6 +66,8 @@ def sample_gradients(
         not floating-point has no gradient and is left out.
     max_bytes : int
         Of the gradients held at once, unless one sample's are more; while they are put together it is twice as much.
+        More than 32 samples are done at once only where their gradients and what the network keeps for the way back
+        take no more than 64 MiB, and never more than 256.
 
     Yields
     ------
@@ -97,7 +101,10 @@ def sample_gradients(
     owned = _owned(asked, parameters)
     n_samples = len(targets)
     size = sum(weight.numel() * weight.element_size() for weight in asked.values())
-    chunk = max(1, min(_MOST_SAMPLES, max_bytes // max(size, 1)))
+    chunk = max(1, max_bytes // max(size, 1))
+    if min(chunk, n_samples) > _FEW:
+        room = min(max_bytes, _ROOM)
+        chunk = max(_FEW, min(_MOST_SAMPLES, room // (size + _kept(model, rows_of(inputs, 0, 1), asked))))
     together = chunk > 1 and n_samples > 1
     for start in range(0, n_samples, chunk):
         rows = range(start, min(start + chunk, n_samples))
@@ -179,6 +186,26 @@ def _at_once(
         with full_precision(network=True):
             return _at_once(model, inputs, targets, objective, asked)
     return found
+
+
+def _kept(model: nn.Module, inputs: Inputs, asked: Mapping[str, Tensor]) -> int:
+    """Return how many bytes a model keeps of a sample for the way back; 1 at least.
+
+    A parameter counts at every use, as there is a gradient of each: recurrent modules use theirs at every step.
+    """
+    kept = [1]
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    # Of attention the plain form is what is done for many samples, and not all steps of a recurrent module in one.
+    plainly = torch.backends.mkldnn.flags(enabled=False)
+    with warnings.catch_warnings(), torch.enable_grad(), differentiable(asked.values()), sdpa_kernel(SDPBackend.MATH):
+        warnings.filterwarnings("ignore", message="TF32 acceleration")
+        with plainly, saved_tensors_hooks(note, lambda tensor: tensor):
+            call_model(model, inputs)
+    return sum(kept)
 
 
 def _first_alike(

@@ -1,6 +1,7 @@
 """Results as versioned JSON: nothing but plain data is written, and nothing is ever unpickled."""
 
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -19,6 +20,7 @@ from retrainscope.exceptions import MissingExtraError, ResultFormatError
 
 __all__ = [
     "SCHEMA_VERSION",
+    "check_place",
     "from_plain",
     "import_pandas",
     "load_json",
@@ -43,9 +45,19 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def check_place(path: str | Path) -> None:
+    """Refuse a file whose folder is not there."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, f"There is no such folder to write {Path(path).name} to. Make it first", str(folder)
+        )
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file whole or not at all: first beside it and down to the disk, then in its place."""
     path = Path(path)
+    check_place(path)
     draft = path.with_name(f".{path.name}.part")
     with draft.open("wb") as file:
         file.write(content)

@@ -200,13 +200,33 @@ def _stacked(batches: Batches, found: Sequence[Batch]) -> Batches:
     labels = [label for batch in found for label in batch.labels or (None,) * len(batch)]
     tensors = [dict(items_of(batch.inputs)) for batch in found]
     joined = {key: torch.cat([each[key] for each in tensors]) for key in tensors[0]}
-    inputs = joined[""] if list(joined) == [""] else joined
-
-    def take(rows: NDArray[np.int64]) -> tuple[Any, Any]:
-        places = order[np.searchsorted(positions, rows)]
-        return take_rows(inputs, places), None if None in labels else [labels[place] for place in places]
-
+    take = _Stack(joined[""] if list(joined) == [""] else joined, None if None in labels else labels, positions, order)
     return replace(batches, source=Indexed(len(order), take), chosen=positions)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """What `Indexed` takes of samples that are held: those at some positions of the whole data.
+
+    Attributes
+    ----------
+    inputs : Tensor of shape (n_samples, ...) or dict of such
+    labels : list of n_samples labels, or None
+    positions : ndarray of shape (n_samples,)
+        In rising order.
+    order : ndarray of shape (n_samples,)
+        The row of `inputs` and `labels` that is at each of `positions`.
+    """
+
+    inputs: Inputs
+    labels: list[Label] | None
+    positions: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def __call__(self, rows: NDArray[np.int64]) -> tuple[Any, Any]:
+        places = self.order[np.searchsorted(self.positions, rows)]
+        labels = None if self.labels is None else [self.labels[place] for place in places]
+        return take_rows(self.inputs, places), labels
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:

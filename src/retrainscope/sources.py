@@ -28,6 +28,7 @@ __all__ = [
 
 Inputs = Tensor | dict[str, Tensor]
 Label = Hashable
+_ONE_HOT = " Turn one-hot labels into classes, by argmax(1)."
 _LABELS = ("labels", "label", "label_ids")  # the keys that Hugging Face gives them
 
 
@@ -65,17 +66,41 @@ def source_of(data: Any, name: str, batch_size: int) -> Indexed | Iterable[Any]:
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
         dataset: Any = data
         return Indexed(len(dataset), lambda rows: _collated([dataset[int(row)] for row in rows], name))
-    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes) and not _is_frame(data):
         if isinstance(data, Iterator):  # calling iter() would draw random numbers, and start a loader's workers
             raise InvalidDataError(
                 f"The {name} data is a {type(data).__name__}, which can be run through only once, and several "
                 "passes are needed. Give a list, a Dataset or a DataLoader instead."
             )
+        if isinstance(data, list) and _is_pair(data):
+            raise InvalidDataError(
+                f"The {name} data is a list of inputs and labels, and a list is a re-iterable of batches. Give the "
+                "tuple (X, y) instead."
+            )
         return data
     raise InvalidDataError(
         f"The {name} data must be a tensor, an array, a tuple (X, y), a Dataset, a DataLoader or a re-iterable "
-        f"of batches. Got {type(data).__name__} instead."
+        f"of batches. Got {type(data).__name__} instead.{_hint(data)}"
     )
+
+
+def _is_frame(data: Any) -> bool:
+    """Tell whether data is a frame of pandas or another library, or a column of one."""
+    return hasattr(data, "to_numpy")
+
+
+def _hint(data: Any) -> str:
+    return " Give its values, by .to_numpy()." if _is_frame(data) else ""
+
+
+def _is_pair(data: list[Any]) -> bool:
+    """Tell whether a list is inputs and their labels instead of two batches, which have as many axes."""
+    if len(data) != 2 or not isinstance(data[0], Tensor | np.ndarray) or data[0].ndim < 2:
+        return False
+    if isinstance(data[1], Tensor | np.ndarray):
+        return data[1].ndim == 1 and len(data[1]) == len(data[0])
+    plain = isinstance(data[1], list) and not any(isinstance(one, Tensor | np.ndarray | list) for one in data[1])
+    return plain and len(data[1]) == len(data[0])
 
 
 def _collated(samples: list[Any], name: str) -> tuple[Any, Any]:
@@ -188,7 +213,7 @@ def _as_tensor(array: Any, name: str) -> Tensor:
         array = torch.from_numpy(array if array.flags.writeable else array.copy())
     if not isinstance(array, Tensor):
         kind = f"array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        hint = " Ask the tokenizer for return_tensors='pt'." if isinstance(array, list) else ""
+        hint = " Ask the tokenizer for return_tensors='pt'." if isinstance(array, list) else _hint(array)
         raise InvalidDataError(f"The {name} inputs must be tensors or numeric arrays. Got {kind} instead.{hint}")
     if array.is_complex():
         raise InvalidDataError(f"The {name} inputs are complex, which is not supported. Give real numbers.")
@@ -216,17 +241,20 @@ def labels_of(labels: Any, n: int, name: str) -> tuple[Label, ...] | None:
         if labels.ndim != 1:
             raise InvalidDataError(
                 f"The {name} labels must have the shape (n_samples,). Got shape {tuple(labels.shape)}."
+                f"{_ONE_HOT if labels.ndim == 2 else ''}"
             )
         labels = labels.tolist()
     if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
-        raise InvalidDataError(f"The {name} labels must be a sequence. Got {type(labels).__name__} instead.")
+        raise InvalidDataError(
+            f"The {name} labels must be a sequence. Got {type(labels).__name__} instead.{_hint(labels)}"
+        )
     if len(labels) != n:
         raise InvalidDataError(f"The {name} data has {n} samples but {len(labels)} labels.")
     if {*map(type, labels)} <= {int, str}:  # plain already, as of every batch of data that is indexed
         return tuple(labels)
     if n and getattr(labels[0], "ndim", 0):
         shape = (n, *labels[0].shape)
-        raise InvalidDataError(f"The {name} labels must have the shape (n_samples,). Got shape {shape}.")
+        raise InvalidDataError(f"The {name} labels must have the shape (n_samples,). Got shape {shape}.{_ONE_HOT}")
     plain = tuple(label.item() if isinstance(label, np.generic | Tensor) else label for label in labels)
     for label in plain:
         if not isinstance(label, Hashable) or label is None or label != label:

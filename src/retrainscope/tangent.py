@@ -226,6 +226,11 @@ class TangentProbe(LayerEstimator):
             self._measure_unknown(model, batches, sets, rng, groups)
         return self.forecast_
 
+    def _check_labels(self, labels: Sequence[Label] | None, name: str) -> None:
+        """Refuse unknown data without labels; the known data needs none."""
+        if name == "unknown" and labels is None:
+            check_classes((None,), name)
+
     def _measure_known(self, model: nn.Module, batches: Batches) -> None:
         for name in ("samples_per_class", "n_directions", "max_features"):
             check_number(name, getattr(self, name), whole=True, least=2 if name == "samples_per_class" else None)

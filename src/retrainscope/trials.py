@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from retrainscope.exceptions import InvalidDataError
 from retrainscope.layers import Layers
 from retrainscope.policies import HEAD, NONE, Policies
-from retrainscope.saving import import_pandas, load_json, save_json
+from retrainscope.saving import check_place, import_pandas, load_json, save_json
 from retrainscope.scores import TAILS
 from retrainscope.tables import Shown, Table
 
@@ -274,11 +274,14 @@ class LayerSweep(Policies, Shown):
 
         Raises
         ------
+        FileNotFoundError
+            If the folder of the file is not there; before anything is drawn.
         MissingExtraError
             If jinja2 or matplotlib is not installed.
         """
         from retrainscope.report import sweep_section, write_report
 
+        check_place(path)
         return write_report(path, title, [sweep_section(self)], footer="Made by retrainscope.")
 
     def save(self, path: str | Path) -> None:

@@ -295,9 +295,10 @@ def check_affordable(layers: Layers, limits: dict[str, float]) -> None:
     """Refuse a budget that is less than the head alone takes."""
     least = _cost(layers, (), with_head=True)
     if any(least[name] > most for name, most in limits.items()):
+        told = {"parameters": "parameters", "backward": "backward work"}
         raise InvalidDataError(
             f"The budget {limits} leaves nothing to train: the head alone takes "
-            f"{', '.join(f'{least[name]:.2%} of the {name}' for name in limits)}. Give more."
+            f"{', '.join(f'{least[name]:.2%} of the {told[name]}' for name in limits)}. Give more."
         )
 
 

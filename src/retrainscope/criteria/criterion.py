@@ -93,6 +93,7 @@ class FeatureCriterion(LayerEstimator):
     """
 
     _takes_shares: ClassVar[bool] = True
+    _needs_labels: ClassVar[bool] = True
     _takes_pieces: ClassVar[bool] = True
     _measure: ClassVar[str]
     _unit: ClassVar[str]
@@ -206,11 +207,7 @@ class FeatureCriterion(LayerEstimator):
         steps = progress_bar(together(batches), what=f"features of {batches.name}", progress=self.progress, total=total)
         for step, (batch, told) in enumerate(steps):
             labels = [label for one in told for label in one.labels]
-            if None in labels:
-                raise InvalidDataError(
-                    f"{type(self).__name__} needs labels, and the {batches.name} data has none. Give (X, y), or take a "
-                    "criterion that does without, such as ActivationSpread."
-                )
+            self._check_labels(labels, batches.name)
             _, leave = reservoir.offer(labels, np.concatenate([one.positions for one in told]))
             for rows in kept.values():
                 for position in leave:

@@ -17,7 +17,6 @@ from retrainscope.batches import Batch, Batches, Label, ordered_classes
 from retrainscope.checks import check_number
 from retrainscope.comparing import baseline_classes, check_class_counts
 from retrainscope.dryrun import first_samples
-from retrainscope.exceptions import InvalidDataError
 from retrainscope.heads import (
     check_classes,
     check_new_head,
@@ -139,6 +138,7 @@ class GradientCriterion(LayerEstimator):
     """
 
     _takes_shares: ClassVar[bool] = True
+    _needs_labels: ClassVar[bool] = True
     _measure: ClassVar[str]
     _unit: ClassVar[str]
 
@@ -220,11 +220,7 @@ class GradientCriterion(LayerEstimator):
         steps = progress_bar(together(batches), what=f"layers of {name}", progress=self.progress, total=total)
         for step, (batch, told) in enumerate(steps):
             for one in told:
-                if None in one.labels:
-                    raise InvalidDataError(
-                        f"{type(self).__name__} needs labels, and the {name} data has none. Give (X, y), or take a "
-                        "criterion that does without, such as ActivationSpread."
-                    )
+                self._check_labels(one.labels, name)
                 for label, position in zip(one.labels, one.positions.tolist(), strict=True):
                     rows.setdefault(label, []).append(position)
             if batch is not None:
