@@ -17,7 +17,7 @@ from test_trying_out import moved
 
 import retrainscope as rs
 from retrainscope import plotting
-from retrainscope.exceptions import MissingExtraError
+from retrainscope.exceptions import MissingExtraError, OutputError
 from retrainscope.report import Picture, Section, advice_section, render, write_report
 from retrainscope.tables import Table
 
@@ -115,9 +115,9 @@ def test_report_replaces_an_older_one(advice, tmp_path):
 def test_a_missing_folder_is_named_before_anything_is_drawn(advice, tmp_path):
     """Where the folder of the page is not there, that is said before its sections are looked at."""
     path = tmp_path / "reports" / "page.html"
-    with pytest.raises(FileNotFoundError, match=r"no such folder to write page\.html to\. Make it first: .*reports'$"):
+    with pytest.raises(OutputError, match=r"^There is no folder .*reports to write page\.html to\. Make it, or name"):
         advice.report(path, sections=(1 / 0 for _ in range(1)))
-    with pytest.raises(FileNotFoundError, match=r"no such folder to write page\.html to"):
+    with pytest.raises(OutputError, match=r"^There is no folder .*reports to write page\.html to"):
         sweep_of().report(path)
 
 

@@ -270,10 +270,10 @@ class Recommendation(Shown):
 
         Raises
         ------
-        FileNotFoundError
-            If the folder of the file is not there; before anything is drawn.
         MissingExtraError
             If jinja2 or matplotlib is not installed.
+        OutputError
+            If the folder of the file is not there; before anything is drawn.
         """
         from retrainscope.report import advice_sections, write_report
 

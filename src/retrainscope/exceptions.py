@@ -247,7 +247,7 @@ class OutOfMemoryError(RetrainscopeError, MemoryError):
 
 
 class OutputError(RetrainscopeError, OSError):
-    """An output folder cannot be used.
+    """An output folder cannot be used, or is not there.
 
     Name another folder.
 

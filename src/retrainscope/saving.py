@@ -1,7 +1,6 @@
 """Results as versioned JSON: nothing but plain data is written, and nothing is ever unpickled."""
 
 import dataclasses
-import errno
 import functools
 import json
 import math
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retrainscope.exceptions import MissingExtraError, ResultFormatError
+from retrainscope.exceptions import MissingExtraError, OutputError, ResultFormatError
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -49,9 +48,7 @@ def check_place(path: str | Path) -> None:
     """Refuse a file whose folder is not there."""
     folder = Path(path).parent
     if not folder.is_dir():
-        raise FileNotFoundError(
-            errno.ENOENT, f"There is no such folder to write {Path(path).name} to. Make it first", str(folder)
-        )
+        raise OutputError(f"There is no folder {folder} to write {Path(path).name} to. Make it, or name another one.")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

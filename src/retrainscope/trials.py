@@ -274,10 +274,10 @@ class LayerSweep(Policies, Shown):
 
         Raises
         ------
-        FileNotFoundError
-            If the folder of the file is not there; before anything is drawn.
         MissingExtraError
             If jinja2 or matplotlib is not installed.
+        OutputError
+            If the folder of the file is not there; before anything is drawn.
         """
         from retrainscope.report import sweep_section, write_report
 

@@ -205,7 +205,9 @@ def _write(advice: Recommendation, document: str, options: argparse.Namespace, w
         if with_page:
             advice.report(page, title=f"Advice for {options.model}")
     except OSError as error:
-        raise OutputError(f"{options.out} cannot be written ({error.strerror}). Name another folder.") from error
+        raise OutputError(
+            f"{options.out} cannot be written ({error.strerror or error}). Name another folder."
+        ) from error
     _say(options, f"Written: {' and '.join(str(path) for path in (file, page) if path.exists())}")
 
 
