@@ -124,7 +124,7 @@ def remarks(forecast: Forecast, labels: Set[Label], known: Set[Label], *, known_
     if labels <= known and NONE not in forecast.policies:
         yield (
             "The model could not be judged as it is, since the labels are not the places of its outputs (whole numbers "
-            "from 0); so the answer is never 'none'."
+            "from 0); so the answer is never to leave it as it is."
         )
     if forecast.known_accuracy <= known_chance:
         yield (
