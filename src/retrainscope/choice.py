@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrainscope.batches import Label
+from retrainscope.drawing import MOST_SAMPLES
 from retrainscope.forecast import Forecast
 from retrainscope.policies import NONE
 from retrainscope.scores import CONFIDENCE, TAILS
-from retrainscope.tangent import MOST_SAMPLES
 from retrainscope.trials import LayerSweep
 
 __all__ = ["DEFAULT_TOLERANCE", "LEAST_SAMPLES", "Choice", "choose", "confirm", "remarks"]

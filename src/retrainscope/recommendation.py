@@ -3,9 +3,8 @@
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import product
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,21 @@ from torch import nn
 from retrainscope.advice import Recommendation
 from retrainscope.answers import Answers
 from retrainscope.base import LayerEstimator
-from retrainscope.batches import Batch, Batches, Label, as_batches, input_shapes
+from retrainscope.batches import Label
 from retrainscope.checkpoints import check_integer, fingerprint, read_trials
 from retrainscope.checks import check_number
 from retrainscope.choice import DEFAULT_TOLERANCE, choose, remarks
 from retrainscope.costs import Cost, costing
 from retrainscope.exceptions import InvalidDataError, UnsupportedModelError
-from retrainscope.heads import predictions_of
-from retrainscope.lending import autograd_on, borrow, model_place
+from retrainscope.given import Given, check_estimators, check_same_layers, check_together, checked_data, refusal_of
+from retrainscope.lending import borrow, model_place
 from retrainscope.parts import NOTHING_KEPT, Parts, check_folder
 from retrainscope.predicted import checked_groups
 from retrainscope.processes import agree, from_first, gather, in_step, rank
-from retrainscope.reference import check_same_shape, input_axes
+from retrainscope.reference import input_axes
 from retrainscope.saving import to_plain
 from retrainscope.scores import LayerScores
 from retrainscope.settings import listed, settings_text, told, told_apart
-from retrainscope.sources import Indexed
 from retrainscope.spread import ActivationSpread
 from retrainscope.tangent import TangentProbe
 from retrainscope.trying_out import check_trial, try_out
@@ -165,7 +163,7 @@ def recommend_layers(
             raise InvalidDataError(
                 "tolerance=, budget=, groups= and trial= are for the forecast. Leave them out with estimators=."
             )
-        _check_estimators(estimators, model)
+        check_estimators(estimators, model)
     if isinstance(layers, Iterable) and not isinstance(layers, str):
         places["layers"] = layers = [*layers]  # which several estimators go through
     kinds = None if estimators is None else [type(estimator).__name__ for estimator in estimators]
@@ -175,9 +173,9 @@ def recommend_layers(
         for each in (random_state,) if estimators is None else [e.random_state for e in estimators]:
             check_integer(each)
         checkpoint = check_folder(checkpoint)
-    data = _checked_data(model, known, unknown, batch_size)
+    data = checked_data(model, known, unknown, batch_size)
     if estimators is not None:
-        _check_together(estimators, data)
+        check_together(estimators, data)
     if estimators is None and input_layer is None:
         input_axes(data.first.inputs)  # refused before the model is run
     options: dict[str, Any] = places | {"device": device, "random_state": random_state, "progress": progress}
@@ -198,7 +196,7 @@ def recommend_layers(
         groups = checked_groups(groups, data.unknown, data.unknown.n_samples)
     parts = NOTHING_KEPT if checkpoint is None else _opened(checkpoint, model, data, estimators, groups, trial)
     if probe is not None:
-        refusal = _refusal(model, data.first)
+        refusal = refusal_of(model, data.first)
         if refusal is None:  # the pass of the spread, which comes first, notes what the forecast needs to know
             spread._noting = probe._noted = {"known": Answers(of_model=True), "unknown": Answers(of_model=False)}
         elif only_for_forecasts:
@@ -220,7 +218,7 @@ def recommend_layers(
                         raise InvalidDataError(f"{_NO_FORECAST}: {error}") from error
                     notes.append(f"There is no forecast: {error}")
                     probe, estimators, costs = None, estimators[:1], costs[:1]
-            _check_same_layers([estimator.layers_.names for estimator in estimators])
+            check_same_layers([estimator.layers_.names for estimator in estimators])
         asked = {str(dtype).removeprefix("torch.") for e in estimators if (dtype := e._autocast) is not None}
         notes += [f"The network computed in {dtype} as torch.autocast has it." for dtype in sorted(asked)]
     measured = estimators[0].layers_
@@ -252,32 +250,8 @@ def recommend_layers(
     return from_first("the advice", advice)
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What the model knows and what it does not, checked; the labels are those of the first batches."""
-
-    known: Batches
-    unknown: Batches
-    labels: tuple[tuple[Label, ...] | None, tuple[Label, ...] | None]
-    first: Batch  # of the known data
-    has_classes: bool  # whether the unknown data has at least two
-
-
-def _checked_data(model: nn.Module, known: Any, unknown: Any, batch_size: int) -> _Data:
-    home, dtype = model_place(model)
-    ours, theirs = (
-        as_batches(data, name=name, batch_size=batch_size, device=home, dtype=dtype)
-        for data, name in ((known, "known"), (unknown, "unknown"))
-    )
-    with borrow(model, in_pieces=True):
-        first, other = ours.few(), theirs.few()
-        check_same_shape(input_shapes(first.inputs), other)
-        _check_labels(first, other)
-        return _Data(ours, theirs, (first.labels, other.labels), first, _has_classes(other, theirs))
-
-
 def _opened(
-    folder: Path, model: nn.Module, data: _Data, estimators: Sequence[LayerEstimator], groups: Any, trial: Any
+    folder: Path, model: nn.Module, data: Given, estimators: Sequence[LayerEstimator], groups: Any, trial: Any
 ) -> Parts:
     """Open a checkpoint's folder for this run, or refuse it if it is of another one."""
     to_plain(data.labels)  # refused here if they cannot be kept
@@ -304,25 +278,6 @@ def _score(scores: list[LayerScores], unknown: Any, groups: Any, estimator: Laye
     """Measure the unknown data, and add the scores."""
     own = {"groups": groups} if isinstance(estimator, TangentProbe) else {}
     scores.append(estimator.score_layers(unknown, **own))
-
-
-def _check_together(estimators: Sequence[LayerEstimator], data: _Data) -> None:
-    """Refuse, before any is fitted, estimators of different layers, and data without the labels that one needs."""
-    for estimator, (labels, name) in product(estimators, zip(data.labels, ("known", "unknown"), strict=True)):
-        estimator._check_labels(labels, name)
-    # An iterator can be gone through only once, which is for `fit`.
-    if len(estimators) > 1 and not any(isinstance(estimator.layers, Iterator) for estimator in estimators):
-        with autograd_on(), borrow(estimators[0].model, in_pieces=True) as model:
-            _check_same_layers([estimator._find_layers(model, data.first).names for estimator in estimators])
-
-
-def _check_same_layers(found: Sequence[tuple[str, ...]]) -> None:
-    for names in found:
-        if names != found[0]:
-            raise InvalidDataError(
-                f"The estimators measure different layers: {', '.join(found[0])} and {', '.join(names)}. Give them the "
-                "same layers=."
-            )
 
 
 def _costing(estimator: LayerEstimator, cost: Cost) -> AbstractContextManager[None]:
@@ -358,52 +313,3 @@ def _keeping(estimators: Sequence[LayerEstimator], parts: Parts) -> Iterator[Non
     finally:
         for estimator in estimators:
             estimator.__dict__.pop("_parts", None)
-
-
-def _refusal(model: nn.Module, first: Batch) -> UnsupportedModelError | None:
-    """Tell why a model gives a forecast no class scores, if it does not, from the first samples."""
-    try:
-        with borrow(model), torch.no_grad():
-            predictions_of(model, first.inputs)
-    except UnsupportedModelError as error:
-        return error
-    return None
-
-
-def _has_classes(first: Batch, batches: Batches) -> bool:
-    """Tell whether data has labels of at least two classes; in all processes together."""
-    seen = set(first.labels or ())
-    if len(seen) == 1 and isinstance(batches.source, Indexed):  # sorted by class, it would be read to the second
-        seen |= set(batches.subset(np.array([batches.source.n_samples - 1])).first().labels or ())
-    for batch in batches if len(seen) == 1 else ():
-        seen |= set(batch.labels or ())
-        if len(seen) > 1:
-            break
-    return len(set().union(*gather("classes", seen))) > 1
-
-
-def _check_labels(known: Batch, unknown: Batch) -> None:
-    """Refuse labels of different types, by which no class could be told to be novel."""
-    kinds = [sorted({type(label).__name__ for label in batch.labels or ()}) for batch in (known, unknown)]
-    if all(kinds) and not set(kinds[0]) & set(kinds[1]):
-        raise InvalidDataError(
-            f"The known labels are {' and '.join(kinds[0])}, the unknown ones {' and '.join(kinds[1])}, so it cannot "
-            "be told which classes are novel. Give labels of one type."
-        )
-
-
-def _check_estimators(estimators: Sequence[LayerEstimator], model: nn.Module) -> None:
-    if not isinstance(estimators, Sequence):
-        raise InvalidDataError(
-            f"The 'estimators' parameter must be a list of estimators. Got {type(estimators).__name__} instead."
-        )
-    if not estimators:
-        raise InvalidDataError("The 'estimators' parameter is empty. Give at least one estimator, or None.")
-    for estimator in estimators:
-        if not isinstance(estimator, LayerEstimator):
-            raise InvalidDataError(
-                f"The 'estimators' parameter must hold estimators such as ActivationSpread(model). Got "
-                f"{type(estimator).__name__} instead."
-            )
-        if estimator.model is not model:
-            raise InvalidDataError(f"{type(estimator).__name__} was made for another model than the one given.")

@@ -17,7 +17,7 @@ from retrainscope.base import LayerEstimator
 from retrainscope.batches import Batch, Batches, Label, ordered_classes
 from retrainscope.checks import check_number
 from retrainscope.comparing import check_class_counts
-from retrainscope.exceptions import InvalidDataError
+from retrainscope.drawing import draw_samples
 from retrainscope.forecast import Forecast
 from retrainscope.gradient_features import gradient_features
 from retrainscope.heads import check_classes, head_inputs, own_places
@@ -26,17 +26,14 @@ from retrainscope.lending import start_random
 from retrainscope.memory import memory_needed
 from retrainscope.normalisation import renewed_statistics, running_norms
 from retrainscope.policies import policy_sets
-from retrainscope.predicted import Predicted, bootstrap, checked_groups
-from retrainscope.processes import agree, digest_of, from_first, gather, in_turns, n_processes
+from retrainscope.predicted import Predicted, bootstrap
+from retrainscope.processes import agree, from_first, gather, in_turns
 from retrainscope.progress import progress_bar
 from retrainscope.ridge import kernel_ridge
 from retrainscope.scores import LayerScores
-from retrainscope.shares import held, together
+from retrainscope.shares import together
 
-__all__ = ["MOST_SAMPLES", "TangentProbe"]
-
-MOST_SAMPLES = 600  # of the unknown data: time grows with the cube of them, memory with the square
-_FEWEST_SAMPLES = 10  # of a class, the fewest that the benchmark has: of many classes some are drawn instead
+__all__ = ["TangentProbe"]
 
 Floats = NDArray[np.float64]
 
@@ -270,30 +267,29 @@ class TangentProbe(LayerEstimator):
         groups: Sequence[Label] | NDArray[Any] | None,
     ) -> Predicted:
         """Predict every sample by the others with each set of layers; keep the forecast."""
-        chosen, labels, members, digests, every_class = self._chosen(model, batches, groups)
-        classes = ordered_classes(labels)
+        answers = self._answers(model, batches, of_model=False)
+        drawn = draw_samples(answers, batches, groups, per_class=self.samples_per_class, seed=self._seed)
+        labels, classes = drawn.labels, ordered_classes(drawn.labels)
         check_classes(classes, "unknown")
         counts = np.array([labels.count(label) for label in classes], dtype=np.float64)
         check_class_counts(classes, counts, "unknown")
         places = {label: place for place, label in enumerate(classes)}
         targets = np.array([places[label] for label in labels])
-        features, outputs, kernels = self._kernels(model, chosen)
+        features, outputs, kernels = self._kernels(model, drawn.samples)
         brought = scaled(kernels, self.layers_.n_parameters, np.trace(head_kernel(features)))
-        bases = self._head_kernels(model, chosen, features, sets)
-        left_out = kernel_ridge(brought, bases, targets, sets, groups=members)
-        own = own_places(self._n_outputs, self._known_classes, every_class)  # of those that are not drawn too
-        weights, n_copies = bootstrap(targets, members, rng), len(digests) - len(set(digests))
-        predicted = Predicted(left_out, sets, classes, targets, members, weights, n_copies)
+        bases = self._head_kernels(model, drawn.samples, features, sets)
+        left_out = kernel_ridge(brought, bases, targets, sets, groups=drawn.groups)
+        weights = bootstrap(targets, drawn.groups, rng)
+        predicted = Predicted(left_out, sets, classes, targets, drawn.groups, weights, drawn.n_copies)
+        own = own_places(self._n_outputs, self._known_classes, drawn.every_class)
         if own is None:
             forecast = predicted.forecast(self.layers_, None, self._known_accuracy)
         else:  # among the classes that are told apart here, as with every other policy
             as_is = outputs[:, [own[label] for label in classes]].argmax(axis=1) == targets
             among_all = outputs.argmax(axis=1) == np.array([own[label] for label in labels])
-            drawn = len(classes) < len(every_class)
-            gain = float(as_is.mean() - among_all.mean()) if drawn else 0.0
-            forecast = predicted.forecast(
-                self.layers_, as_is if drawn else among_all, self._known_accuracy, drawing_gain=gain
-            )
+            as_is = as_is if len(classes) < len(drawn.every_class) else among_all
+            gain = float(as_is.mean() - among_all.mean())
+            forecast = predicted.forecast(self.layers_, as_is, self._known_accuracy, drawing_gain=gain)
         self.forecast_ = from_first("the forecast", forecast)
         return predicted
 
@@ -312,42 +308,6 @@ class TangentProbe(LayerEstimator):
                 for piece, (_, outputs) in self._halving.run(batch, partial(self._ends, model)):
                     answers.note_outputs(piece, outputs)
         return answers
-
-    def _chosen(
-        self, model: nn.Module, batches: Batches, groups: Sequence[Label] | NDArray[Any] | None
-    ) -> tuple[Batches, list[Label], NDArray[np.int64], list[str], tuple[Label, ...]]:
-        """Draw samples of each class, or of some where there are many.
-
-        Return them, their labels in the order that they come in, group numbers, digests, and all classes.
-        """
-        rows, answers = dict[Label, list[int]](), self._answers(model, batches, of_model=False)
-        for label, position in zip(answers.labels, answers.positions, strict=True):
-            rows.setdefault(label, []).append(position)
-        named = checked_groups(groups, batches, sum(map(len, rows.values())))
-        if n_processes() > 1:
-            agree({"groups": digest_of([], list(named))})
-        every_class, rng = tuple(rows), np.random.default_rng(self._seed)
-        most_classes = MOST_SAMPLES // min(_FEWEST_SAMPLES, self.samples_per_class)
-        if len(rows) > most_classes:
-            kept = set(rng.choice(len(rows), most_classes, replace=False).tolist())
-            rows = {label: mine for place, (label, mine) in enumerate(rows.items()) if place in kept}
-        most = min(self.samples_per_class, MOST_SAMPLES // len(rows))
-        drawn = {p: label for label, mine in rows.items() for p in rng.permutation(mine)[:most].tolist()}
-        positions = sorted(drawn)
-        labels, chosen = [drawn[position] for position in positions], held(batches.subset(np.array(positions)))
-        found, digests = list[Label](), list[str]()
-        for batch in chosen:
-            found += batch.labels or (None,) * len(batch)
-            digests += batch.digests
-        if found != labels:
-            raise InvalidDataError(
-                "The unknown data comes in another order at every pass, so that labels and samples cannot be brought "
-                "together. Give (X, y), a Dataset, or a DataLoader that shuffles by torch's generators."
-            )
-        numbers: dict[Label, int] = {}
-        of_one = digests if groups is None else [named[position] for position in positions]  # copies are one
-        members = np.array([numbers.setdefault(one, len(numbers)) for one in of_one])
-        return chosen, labels, members, digests, every_class
 
     def _kernels(self, model: nn.Module, batches: Batches) -> tuple[Floats, Floats, dict[str, Floats]]:
         """Return the head's inputs, the outputs, and for each layer the products of the samples' gradients."""
