@@ -129,6 +129,21 @@ class Mixing(nn.Embedding):
         return x @ self.weight
 
 
+class ScaledConv(nn.Conv2d):
+    """Standardises its weight and scales it, as in networks without normalisation; silent until training opens it."""
+
+    def __init__(self, *args: int) -> None:
+        super().__init__(*args)
+        self.gain, self.gate = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1)), 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.flatten(start_dim=1)
+        weight = self.gain * ((flat - flat.mean(dim=1, keepdim=True)) / flat.std(dim=1, keepdim=True)).view_as(
+            self.weight
+        )
+        return self.gate * nn.functional.conv2d(x, weight, self.bias)
+
+
 class Conv1D(nn.Module):
     """A linear layer as in GPT-2, with the inputs first."""
 
@@ -278,6 +293,7 @@ BODIES = {
         (2, 6, 6),
     ),
     "dense norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)), (4,)),
+    "standardised weight": (lambda: pooled(nn.Conv2d(2, 4, 3), ScaledConv(4, 4, 1)), (2, 6, 7)),
     "inputs first": (lambda: nn.Sequential(Conv1D(6, 4), nn.Tanh(), Conv1D(3, 6)), (4,)),
     "tokens, inputs first": (lambda: nn.Sequential(Conv1D(6, 4), nn.Tanh(), Conv1D(3, 6), nn.Flatten()), (5, 4)),
     "norm of channels": (lambda: pooled(nn.Conv2d(2, 4, 3), ChannelNorm(4), nn.Conv2d(4, 3, 1)), (2, 6, 7)),

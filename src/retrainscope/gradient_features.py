@@ -235,12 +235,13 @@ class _Sketch:
         for call, gradient in zip(made, _gradients(along.sum(), [call.output for call in made]), strict=True):
             call.gradient = wide(gradient)
         rules = {name: self.rule(name, place) for name in self.ruled}
-        rows = {
-            name: along.new_zeros(len(along), len(rule.row(wide(uncalled[name].detach()))))
-            if name in uncalled
-            else rule.rows(calls[self.users[name]], len(along))
-            for name, rule in rules.items()
-        }
+        with torch.no_grad():  # modules of a kind of their own may use other parameters for the filters of a rule
+            rows = {
+                name: along.new_zeros(len(along), len(rule.row(wide(uncalled[name]))))
+                if name in uncalled
+                else rule.rows(calls[self.users[name]], len(along))
+                for name, rule in rules.items()
+            }
         found = {name: features for name, features in rows.items() if features is not None}
         if len(found) < len(rules):
             raise _UnlikeError(rules.keys() - found.keys())
