@@ -933,6 +933,18 @@ layer        output  parameters  operations
     assert "<td>2 x 2 x 2</td>" in found._repr_html_()
 
 
+class OneWay(torch.autograd.Function):
+    """Refuses to be differentiated, by an error of its own."""
+
+    @staticmethod
+    def forward(_context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_context, _gradient):
+        raise AssertionError
+
+
 class Aside(nn.Module):
     """Has a second branch, whose output comes last or is returned beside the class scores."""
 
@@ -976,3 +988,6 @@ def test_without_gradients_the_head_is_what_runs_last():
     """Where gradients do not tell what an output depends on, the last module with weights is the head."""
     model = Aside(lambda scores, other: (scores.detach(), other))
     assert find_layers(model, torch.zeros(4, 3)).head == "aside"
+    model = Aside(lambda scores, other: (OneWay.apply(scores), other))
+    with unchanged(model):
+        assert find_layers(model, torch.zeros(4, 3)).head == "aside"

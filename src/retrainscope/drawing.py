@@ -66,9 +66,9 @@ def draw_samples(answers: Answers, batches: Batches, groups: Any, *, per_class: 
     rows = dict[Label, list[int]]()
     for label, position in zip(answers.labels, answers.positions, strict=True):
         rows.setdefault(label, []).append(position)
-    named = checked_groups(groups, batches, sum(map(len, rows.values())))
+    named = None if groups is None else checked_groups(groups, batches, sum(map(len, rows.values())))
     if n_processes() > 1:
-        agree({"groups": digest_of([], list(named))})
+        agree({"groups": digest_of([], named)})
     every_class, rng = tuple(rows), np.random.default_rng(seed)
     most_classes = MOST_SAMPLES // min(_FEWEST_SAMPLES, per_class)
     if len(rows) > most_classes:
@@ -88,6 +88,6 @@ def draw_samples(answers: Answers, batches: Batches, groups: Any, *, per_class: 
             "together. Give (X, y), a Dataset, or a DataLoader that shuffles by torch's generators."
         )
     numbers: dict[Label, int] = {}
-    of_one = digests if groups is None else [named[position] for position in positions]
+    of_one = digests if named is None else [named[position] for position in positions]
     members = np.array([numbers.setdefault(one, len(numbers)) for one in of_one])
     return Drawn(samples, labels, members, len(digests) - len(set(digests)), every_class)

@@ -180,9 +180,9 @@ def layers_of(
     reached = _reached(model, run, first_samples(inputs, 1))
     if head is None:
         head = _find_head(model, run, reached)
-    elif not any(id(p) in reached for p in model.get_submodule(head).parameters()):
-        _refuse_head(model, head)
-    without_effect = [name for name, parameter in model.named_parameters() if id(parameter) not in reached]
+    else:
+        _check_head(model, head, reached)
+    without_effect = {name for name, parameter in model.named_parameters() if id(parameter) not in reached}
     run.uses = {name: time for name, time in run.uses.items() if name not in without_effect}
     apart = [name for name in (head, input_layer) if name is not None]
     measurable = measurable_modules(model, run, inputs, n_samples, apart, reused=calls is not None)
@@ -263,7 +263,7 @@ def _reached(model: nn.Module, run: DryRun, inputs: Inputs) -> set[int]:
             if output is None or not output.requires_grad:
                 return everything
             found = torch.autograd.grad(output.abs().sum(), parameters, allow_unused=True)
-    except RuntimeError:  # what cannot be differentiated, which is told where gradients are needed
+    except Exception:  # whatever a model raises that is not made to be differentiated: that is told where it counts
         return everything
     finally:
         for parameter, before in zip(parameters, asked, strict=True):
@@ -271,9 +271,10 @@ def _reached(model: nn.Module, run: DryRun, inputs: Inputs) -> set[int]:
     return {id(parameter) for parameter, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
 
-def _refuse_head(model: nn.Module, head: str) -> None:
+def _check_head(model: nn.Module, head: str, reached: set[int]) -> None:
     """Refuse a head that has weights, none of which the model's output depends on."""
-    if any(True for _ in model.get_submodule(head).parameters()):
+    owned = {id(parameter) for parameter in model.get_submodule(head).parameters()}
+    if owned and not owned & reached:
         raise UnsupportedModelError(
             f"The model returns several tensors, and the one that counts does not depend on the head {head!r}. What "
             "counts is the entry 'logits', or else the first tensor: let the model return the class scores there."

@@ -32,12 +32,12 @@ class Predicted:
     targets: NDArray[np.int64]  # places among the classes
     groups: NDArray[np.int64]
     weights: Floats  # of the samples in each bootstrap draw
-    n_copies: int
 
-    def forecast(
-        self, layers: Layers, as_is: NDArray[np.bool_] | None, known_accuracy: float, *, drawing_gain: float = 0.0
-    ) -> Forecast:
-        """Return the expected errors; `as_is` tells which samples the model gets right as it is, if it can be used."""
+    def forecast(self, layers: Layers, as_is: NDArray[np.bool_] | None, **told: Any) -> Forecast:
+        """Return the expected errors; `as_is` tells which samples the model gets right as it is, if it can be used.
+
+        `told` is what the forecast says besides: ``known_accuracy``, ``n_copies``, ``drawing_gain``.
+        """
         targets, errors, hits = self.targets, self.found.errors, self.found.hits.astype(np.float64)
         trained = self.sets
         names = tuple(policy_name(policy, layers.names) for policy in trained)
@@ -61,9 +61,7 @@ class Predicted:
             n_samples=len(targets),
             n_classes=len(counts),
             smallest_class=min(independent),
-            known_accuracy=known_accuracy,
-            n_copies=self.n_copies,
-            drawing_gain=drawing_gain,
+            **told,
         )
 
     def scores(self, layers: Layers, known_classes: tuple[Label, ...], known: Floats, estimator: str) -> LayerScores:
@@ -97,11 +95,11 @@ class Predicted:
 
 
 def checked_groups(groups: Any, batches: Batches, n_samples: int | None = None) -> Sequence[Label]:
-    """Return what each sample is a part of, in plain values; by default of nothing but itself.
+    """Return what each sample is a part of, in plain values.
 
     Parameters
     ----------
-    groups : array or other sequence, or None
+    groups : array or other sequence
     batches : Batches
         The data, whose samples must keep their order.
     n_samples : int, optional
@@ -112,8 +110,6 @@ def checked_groups(groups: Any, batches: Batches, n_samples: int | None = None) 
     InvalidDataError
         If there is not one for each sample, or the data comes in another order than they do.
     """
-    if groups is None:
-        return range(n_samples or 0)
     if batches.reordered:
         raise InvalidDataError(
             f"The 'groups' parameter is in the order of the data, which the sampler of the {batches.name} data "

@@ -55,8 +55,6 @@ class Options:
         for name in ("steps", "batch_size", "n_seeds"):
             check_number(name, getattr(self, name), whole=True)
         check_number("validation_size", self.validation_size, whole=False, below=1)
-        if self.test_size is not None:
-            check_number("test_size", self.test_size, whole=False, below=1)
         several = isinstance(self.learning_rates, Iterable) and not isinstance(self.learning_rates, Iterator)
         rates = [*self.learning_rates] if several else []
         if not rates:
@@ -126,7 +124,7 @@ class Task:
         outputs = torch.cat(ends)
         _check_scores(outputs)
         n_outputs = outputs.shape[1]
-        labels, digests = _labels_and_digests(unknown)
+        labels, digests = _labels_and_digests(unknown) if groups is None else (_labels(unknown), [])  # copies are one
         known_labels = _labels(known)
         classes, known_classes = ordered_classes(labels), ordered_classes(known_labels)
         check_classes(classes, "unknown")
@@ -138,7 +136,7 @@ class Task:
         test_labels = [] if test is None else _labels(test)
         if test is not None:
             _check_test_classes(ordered_classes(test_labels), classes)
-        members = digests if groups is None else checked_groups(groups, unknown, len(labels))  # copies are one
+        members = digests if groups is None else checked_groups(groups, unknown, len(labels))
         splits = tuple(
             _split(labels, members, classes, options, np.random.default_rng([seed, number]))
             for number in range(options.n_seeds)
@@ -337,5 +335,6 @@ def _too_few(label: Label, sizes: Counter[Label], wanted: tuple[int, int, int], 
     lacks = "to train on" if not found[2] else "to validate" if not found[1] else "to test"
     return (
         f"The unknown class {label!r} has {samples}: with {held_out} none is left {lacks}. Give at least "
-        f"{3 if n_test else 2}{' groups' if in_groups else ''}, better fifty, or hold out a smaller share."
+        f"{3 if n_test else 2}{' groups (samples of equal inputs are one)' if in_groups else ''}, better fifty, or "
+        "hold out a smaller share."
     )

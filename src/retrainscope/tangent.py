@@ -280,17 +280,15 @@ class TangentProbe(LayerEstimator):
         bases = self._head_kernels(model, drawn.samples, features, sets)
         left_out = kernel_ridge(brought, bases, targets, sets, groups=drawn.groups)
         weights = bootstrap(targets, drawn.groups, rng)
-        predicted = Predicted(left_out, sets, classes, targets, drawn.groups, weights, drawn.n_copies)
-        own = own_places(self._n_outputs, self._known_classes, drawn.every_class)
-        if own is None:
-            forecast = predicted.forecast(self.layers_, None, self._known_accuracy)
-        else:  # among the classes that are told apart here, as with every other policy
-            as_is = outputs[:, [own[label] for label in classes]].argmax(axis=1) == targets
-            among_all = outputs.argmax(axis=1) == np.array([own[label] for label in labels])
-            as_is = as_is if len(classes) < len(drawn.every_class) else among_all
-            gain = float(as_is.mean() - among_all.mean())
-            forecast = predicted.forecast(self.layers_, as_is, self._known_accuracy, drawing_gain=gain)
-        self.forecast_ = from_first("the forecast", forecast)
+        predicted = Predicted(left_out, sets, classes, targets, drawn.groups, weights)
+        told: dict[str, Any] = {"known_accuracy": self._known_accuracy, "n_copies": drawn.n_copies}
+        as_is, own = None, own_places(self._n_outputs, self._known_classes, drawn.every_class)
+        if own is not None:
+            as_is = outputs.argmax(axis=1) == np.array([own[label] for label in labels])
+            if len(classes) < len(drawn.every_class):  # among those that are told apart here, as with all policies
+                among_all, as_is = as_is, outputs[:, [own[label] for label in classes]].argmax(axis=1) == targets
+                told["drawing_gain"] = float(as_is.mean() - among_all.mean())
+        self.forecast_ = from_first("the forecast", predicted.forecast(self.layers_, as_is, **told))
         return predicted
 
     def _answers(self, model: nn.Module, batches: Batches, *, of_model: bool) -> Answers:
